@@ -1,0 +1,1 @@
+"""Every knob of a run: the typed recipe, the recipe files and the launch files for Accelerate."""
