@@ -1,0 +1,722 @@
+"""CLLM4Rec: one decoder, two towers of user and item embeddings, three heads (Zhu et al., WWW 2024, arXiv 2311.01343).
+
+Read in this order: the base model, which resolves words, users and items to embeddings; the content and the collaborative
+language model; the recommendation head.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
+from transformers.utils import can_return_tuple
+
+from .configuration_cllm4rec import CLLM4RecConfig
+
+Tower = Literal["collaborative", "content"]
+
+# A logit that no softmax notices, yet finite in every dtype, so that masked rows give no NaN.
+MASKED_LOGIT = -1e4
+
+
+class TokenParts(NamedTuple):
+    """One tensor for the words, one for the users, one for the items."""
+
+    words: torch.Tensor
+    users: torch.Tensor
+    items: torch.Tensor
+
+
+@dataclass
+class RecommendationOutput(ModelOutput):
+    """Output of [`CLLM4RecForRecommendation`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*): Negative multinomial log-likelihood per target.
+        logits (`torch.FloatTensor` of shape `(batch, num_items)`): Unnormalised log-probability of each item.
+        hidden_states, attentions (`tuple`, *optional*): The backbone's, on request.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class RankedItems(ModelOutput):
+    """The best items of each person, best first.
+
+    Args:
+        items (`torch.LongTensor` of shape `(batch, k)`): Item indices in `[0, num_items)`; -1 where fewer than k may be shown.
+        scores (`torch.FloatTensor` of shape `(batch, k)`): Probabilities over the whole catalogue; 0 where the item is -1.
+    """
+
+    items: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+
+
+class TokenEmbeddings(nn.Embedding):
+    """The backbone's input embeddings: `weight` holds the words, `forward` resolves users and items as well.
+
+    The user and item tables are looked up in their owner at each call, outside the module registry, so that the word table
+    keeps its name in the checkpoint and a table that was replaced (by peft, say) is never bypassed.
+    """
+
+    @classmethod
+    def extend(cls, words: nn.Embedding, owner: "CLLM4RecModel") -> "TokenEmbeddings":
+        """Turn the backbone's word embeddings into this class, keeping the parameter."""
+        if type(words) is not nn.Embedding:
+            raise ValueError(
+                f"the backbone's input embeddings are a {type(words).__name__}, which computes more than a look-up; "
+                "choose a decoder with plain nn.Embedding words (GPT-2, Llama, Qwen, SmolLM2 …)"
+            )
+        words.__class__ = cls
+        words.__dict__["_owner"] = owner
+        return words  # type: ignore[return-value]
+
+    def look_up_words(self, ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings of word ids only."""
+        return super().forward(ids)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings of any ids, `(..., width)`."""
+        owner: CLLM4RecModel = self.__dict__["_owner"]
+        return owner.embed(input_ids)
+
+
+class CLLM4RecPreTrainedModel(PreTrainedModel):
+    """What the base model and the heads share: configuration, initialisation, what they support."""
+
+    config_class = CLLM4RecConfig
+    config: CLLM4RecConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ("past_key_values",)
+    _keys_to_ignore_on_load_unexpected = [r"content_(user|item)_embeddings\.weight$"]  # noqa: RUF012
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # The backbone is a PreTrainedModel of its own and initialises itself; here come the ID tables and what is ours.
+        if isinstance(module, (nn.Embedding, nn.Linear)):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+        elif isinstance(module, CLLM4RecModel) and module.item_bias is not None:
+            init.zeros_(module.item_bias)
+
+    @property
+    def base(self) -> "CLLM4RecModel":
+        """The base model, of a head or of itself."""
+        return self if isinstance(self, CLLM4RecModel) else self.model
+
+    def freeze(self) -> None:
+        """Leave gradients to the ID tables and biases alone where the configuration freezes the backbone."""
+        if self.config.freeze_backbone:
+            self.base.backbone.requires_grad_(False)
+            if self.base.word_head is not None:
+                self.base.word_head.requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "CLLM4RecPreTrainedModel":
+        """As in transformers; what the configuration freezes comes out frozen."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze()
+        return loaded
+
+    def get_input_embeddings(self) -> nn.Module:
+        """A module that embeds every id, words, users and items; its `weight` are the words."""
+        return self.base.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Refused: the word table belongs to the backbone, the ID tables stand behind it."""
+        raise ValueError(
+            "set_input_embeddings would cut the user and item tokens off; train or load the tables in place"
+        )
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
+        """The input embeddings, unchanged.
+
+        Raises:
+            ValueError: if the size would change, since every user and item id would shift.
+        """
+        if new_num_tokens is not None and new_num_tokens not in (self.config.num_words, self.config.vocab_size):
+            raise ValueError(
+                f"cannot resize from {self.config.vocab_size} to {new_num_tokens} tokens: user and item ids follow the words, so "
+                "every one of them would move and mean somebody else; build a new model from the backbone instead"
+            )
+        return self.get_input_embeddings()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | PreTrainedModel,
+        *,
+        num_users: int,
+        num_items: int,
+        backbone_layers: int | None = None,
+        gguf_file: str | None = None,
+        dtype: str | torch.dtype = "float32",
+        attn_implementation: str | None = None,
+        revision: str = "main",
+        **config_fields: Any,
+    ) -> "CLLM4RecPreTrainedModel":
+        """A model around pretrained weights, with fresh user and item embeddings.
+
+        Args:
+            backbone: Hub name or folder of a causal language model, or the model itself (its weights are copied).
+            num_users: Number of user tokens.
+            num_items: Number of item tokens.
+            backbone_layers: Keep only so many of the lowest layers.
+            gguf_file: The GGUF file to read in `backbone`; its weights are dequantised.
+            dtype: dtype of all weights.
+            attn_implementation: sdpa, eager, flash_attention_2 …
+            revision: Branch, tag or commit of the Hub repo.
+            config_fields: Further fields of [`CLLM4RecConfig`].
+
+        Raises:
+            ValueError: if the backbone has fewer layers than asked for, or its weights do not fit its configuration.
+        """
+        if isinstance(backbone, str):
+            backbone = AutoModelForCausalLM.from_pretrained(
+                backbone, gguf_file=gguf_file, dtype=dtype, revision=revision
+            )
+        backbone_config = type(backbone.config).from_dict(
+            {k: v for k, v in backbone.config.to_dict().items() if k != "quantization_config"}
+        )
+        if backbone_layers is not None:
+            if not 0 <= backbone_layers <= backbone_config.num_hidden_layers:
+                raise ValueError(
+                    f"backbone_layers is {backbone_layers}, but the backbone has {backbone_config.num_hidden_layers} layers"
+                )
+            backbone_config.num_hidden_layers = backbone_layers
+            if getattr(backbone_config, "layer_types", None):
+                backbone_config.layer_types = backbone_config.layer_types[:backbone_layers]
+        config = CLLM4RecConfig(
+            backbone_config=backbone_config, num_users=num_users, num_items=num_items, dtype=dtype, **config_fields
+        )
+        model = cls._from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+        base = model.base
+        missing = base.backbone.load_state_dict(backbone.base_model.state_dict(), strict=False).missing_keys
+        if missing:
+            raise ValueError(f"the backbone lacks the weights {missing[:3]}, which its configuration asks for")
+        if base.word_head is not None:
+            base.word_head.data.copy_(backbone.get_output_embeddings().weight)
+        return model
+
+
+class CLLM4RecModel(CLLM4RecPreTrainedModel):
+    r"""The decoder with extended user and item tokens (the published `GPT4RecommendationBaseModel`).
+
+    It holds everything that a checkpoint holds: the backbone once, the ID tables of both towers, the items' bias and, where
+    the backbone does not tie it, the word head. Heads only look at them, so each loads every other's checkpoint.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecModel
+    >>> words = {"model_type": "gpt2", "vocab_size": 3, "n_embd": 2, "n_head": 1, "n_layer": 1}
+    >>> model = CLLM4RecModel(CLLM4RecConfig(backbone_config=words, num_users=3, num_items=3))
+    >>> input_ids = torch.tensor([[0, 1, 3, 5, 8]])
+    >>> for part in model.token_masks(input_ids):
+    ...     print(part.int().tolist())
+    [[1, 1, 0, 0, 0]]
+    [[0, 0, 1, 1, 0]]
+    [[0, 0, 0, 0, 1]]
+    >>> parts = model.embed_parts(input_ids)
+    >>> parts.users[0, 2].equal(model.user_embeddings.weight[0]), parts.items[0, 4].equal(model.item_embeddings.weight[2])
+    (True, True)
+    >>> sum(parts).equal(model.embed(input_ids))
+    True
+    >>> sorted(name for name, p in model.named_parameters() if p.requires_grad and "content" not in name)
+    ['item_bias', 'item_embeddings.weight', 'user_embeddings.weight']
+
+    ```
+    """
+
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: CLLM4RecConfig) -> None:
+        super().__init__(config)
+        self.backbone = AutoModel.from_config(config.backbone_config)
+        words = self.backbone.get_input_embeddings()
+        width = words.embedding_dim
+        TokenEmbeddings.extend(words, owner=self)
+        self.user_embeddings = nn.Embedding(config.num_users, width)
+        self.item_embeddings = nn.Embedding(config.num_items, width)
+        if config.content_tower:
+            self.content_user_embeddings = nn.Embedding(config.num_users, width)
+            self.content_item_embeddings = nn.Embedding(config.num_items, width)
+        self.item_bias = nn.Parameter(torch.zeros(config.num_items)) if config.item_bias else None
+        tied = config.get_text_config().tie_word_embeddings
+        self.word_head = None if tied else nn.Parameter(torch.empty(config.num_words, width).normal_(std=0.02))
+        self.post_init()
+        self.freeze()
+
+    def tables(self, tower: Tower = "collaborative") -> tuple[nn.Embedding, nn.Embedding]:
+        """User and item embeddings of a tower."""
+        if tower not in ("collaborative", "content"):
+            raise ValueError(f"tower is {tower!r}; it is 'collaborative' or 'content'")
+        if tower == "content" and self.config.content_tower:
+            return self.content_user_embeddings, self.content_item_embeddings
+        return self.user_embeddings, self.item_embeddings
+
+    def token_masks(self, input_ids: torch.Tensor) -> TokenParts:
+        """Which ids are words, users and items: three boolean tensors of the shape of `input_ids`.
+
+        Raises:
+            IndexError: naming an id outside `[0, N + num_users + num_items)`. On a GPU this is checked outside training only,
+                since it would make each step wait.
+        """
+        first_user, first_item = self.config.num_words, self.config.num_words + self.config.num_users
+        if (
+            not torch.compiler.is_compiling()
+            and (input_ids.device.type == "cpu" or not self.training)
+            and input_ids.numel()
+        ):
+            outside = input_ids[(input_ids < 0) | (input_ids >= self.config.vocab_size)]
+            if len(outside):
+                raise IndexError(
+                    f"id {outside[0].item()} is outside [0, {self.config.vocab_size}): {first_user} words, "
+                    f"{self.config.num_users} users, {self.config.num_items} items; was the text encoded by this model's tokenizer?"
+                )
+        words, items = input_ids < first_user, input_ids >= first_item
+        return TokenParts(words, ~(words | items), items)
+
+    def embed_parts(self, input_ids: torch.Tensor, tower: Tower = "collaborative") -> TokenParts:
+        """Embeddings of the words, of the users and of the items, each `(..., width)` and zero outside its mask."""
+        masks = self.token_masks(input_ids)
+        users, items = self.tables(tower)
+        words = self.backbone.get_input_embeddings()
+        first_user, first_item = self.config.num_words, self.config.num_words + self.config.num_users
+        return TokenParts(
+            words.look_up_words(input_ids * masks.words) * masks.words.unsqueeze(-1),
+            users((input_ids - first_user) * masks.users) * masks.users.unsqueeze(-1),
+            items((input_ids - first_item) * masks.items) * masks.items.unsqueeze(-1),
+        )
+
+    def embed(self, input_ids: torch.Tensor, tower: Tower = "collaborative") -> torch.Tensor:
+        """Input embeddings `(..., width)`: the sum of [`~CLLM4RecModel.embed_parts`] (paper sec. 3.2, eq. 1)."""
+        parts = self.embed_parts(input_ids, tower)
+        return parts.words + parts.users + parts.items
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        tower: Tower = "collaborative",
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states of a sequence of words, users and items.
+
+        Args:
+            input_ids: `(batch, length)`, ids in `[0, N + num_users + num_items)`.
+            attention_mask: `(batch, length)`, 1 for tokens, 0 for padding on either side, whatever id fills it.
+            position_ids: `(batch, length)`; by default counted from the first token that is not padding.
+            past_key_values: Cache of earlier tokens.
+            inputs_embeds: `(batch, length, width)` instead of `input_ids`.
+            use_cache: Whether to return the cache.
+            tower: Whose user and item embeddings are read.
+            kwargs: Passed to the backbone (`output_hidden_states`, `output_attentions`, attention back-end arguments …).
+        """
+        if input_ids is not None and inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, tower)
+        elif input_ids is not None or inputs_embeds is None:
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            # Counted over real tokens, so that padding on the left changes nothing.
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
+        return self.backbone(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+
+class CLLM4RecForContentLM(CLLM4RecPreTrainedModel, GenerationMixin):
+    """The content language model: text about a user and an item (paper sec. 3.3.3).
+
+    Logits and loss are over the word space only; `generate()` writes text conditioned on user and item tokens.
+    """
+
+    _auto_class = "AutoModelForCausalLM"
+
+    def __init__(self, config: CLLM4RecConfig) -> None:
+        super().__init__(config)
+        self.model = CLLM4RecModel(config)
+        self.lm_head = nn.Linear(self.model.item_embeddings.embedding_dim, config.num_words, bias=False)
+        words = "model.word_head"
+        if self.model.word_head is None:
+            table = self.model.backbone.get_input_embeddings().weight
+            words = "model." + next(name for name, p in self.model.named_parameters() if p is table)
+        self._tied_weights_keys = {"lm_head.weight": words}
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The word head."""
+        return self.lm_head
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits over the words `(batch, length, N)` and, given labels, the loss (paper eq. 5).
+
+        Args:
+            input_ids: `(batch, length)`.
+            attention_mask: `(batch, length)`.
+            position_ids: `(batch, length)`.
+            past_key_values: Cache of earlier tokens.
+            inputs_embeds: `(batch, length, width)` instead of `input_ids`, of the content tower.
+            labels: `(batch, length)`, word ids of the main text, -100 elsewhere; token t is predicted from those before it, so
+                the first main token from the last one of the prompt.
+            use_cache: Whether to return the cache.
+            logits_to_keep: Compute the last so many logits only (0: all). In training, given labels, none are returned.
+            num_items_in_batch: Divide the summed loss by this instead of the number of labels.
+            kwargs: Passed to the backbone.
+        """
+        outputs = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            tower="content",
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        loss = logits = None
+        if labels is not None:
+            loss = next_token_loss(hidden, self.lm_head.weight, None, labels, num_items_in_batch)
+        if labels is None or not self.training:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden[:, kept] if not isinstance(kept, slice) or logits_to_keep else hidden)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class CLLM4RecForCollaborativeLM(CLLM4RecPreTrainedModel):
+    """The collaborative language model: which items a user interacts with (paper sec. 3.3.2).
+
+    Logits and loss are over the item space only.
+    """
+
+    _tied_weights_keys = {"item_head.weight": "model.item_embeddings.weight"}  # noqa: RUF012
+
+    def __init__(self, config: CLLM4RecConfig) -> None:
+        super().__init__(config)
+        self.model = CLLM4RecModel(config)
+        self.item_head = nn.Linear(self.model.item_embeddings.embedding_dim, config.num_items, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The item head."""
+        return self.item_head
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits over the items `(batch, length, num_items)` and, given labels, the loss (paper eq. 4).
+
+        Args:
+            input_ids: `(batch, length)`.
+            attention_mask: `(batch, length)`.
+            position_ids: `(batch, length)`.
+            inputs_embeds: `(batch, length, width)` instead of `input_ids`.
+            labels: `(batch, length)`, ids of the items of the main text (`N + num_users + j`, as in `input_ids`), -100 elsewhere;
+                each is predicted from the tokens before it. In training, given labels, no logits are returned.
+            num_items_in_batch: Divide the summed loss by this instead of the number of labels.
+            kwargs: Passed to the backbone.
+        """
+        kwargs.setdefault("use_cache", False)
+        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, **kwargs)
+        hidden = outputs.last_hidden_state
+        loss = logits = None
+        if labels is not None:
+            first_item = self.config.num_words + self.config.num_users
+            targets = torch.where(labels == -100, labels, labels - first_item)
+            loss = next_token_loss(hidden, self.item_head.weight, self.model.item_bias, targets, num_items_in_batch)
+        if labels is None or not self.training:
+            logits = F.linear(hidden, self.item_head.weight, self.model.item_bias)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class CLLM4RecForRecommendation(CLLM4RecPreTrainedModel):
+    """The recommender: one forward pass of a soft+hard prompt ranks the whole catalogue (paper sec. 3.4).
+
+    The prompt is `user_i has interacted with item_a item_c …, user_i will interact with`; the head is a softmax over all items
+    with a multinomial likelihood, so it can name no item that does not exist.
+    """
+
+    _auto_class = "AutoModelForSequenceClassification"
+    _tied_weights_keys = {"item_head.weight": "model.item_embeddings.weight"}  # noqa: RUF012
+
+    def __init__(self, config: CLLM4RecConfig) -> None:
+        super().__init__(config)
+        self.model = CLLM4RecModel(config)
+        self.item_head = nn.Linear(self.model.item_embeddings.embedding_dim, config.num_items, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The item head."""
+        return self.item_head
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        target_weights: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> RecommendationOutput:
+        """Logits over the items `(batch, num_items)` and, given labels, the multinomial loss (paper eq. 9 and 10).
+
+        Args:
+            input_ids: `(batch, length)`, the prompts.
+            attention_mask: `(batch, length)`.
+            position_ids: `(batch, length)`.
+            labels: `(batch, targets)` or `(batch,)`, item indices in `[0, num_items)`, padded with -100.
+            target_weights: Like `labels`, the weight of each target; 1 by default.
+            num_items_in_batch: Divide the summed loss by this instead of the targets' total weight.
+            kwargs: Passed to the backbone.
+        """
+        kwargs.setdefault("use_cache", False)
+        outputs = self.model(input_ids, attention_mask, position_ids, **kwargs)
+        pooled = self.read_out(outputs.last_hidden_state, input_ids, attention_mask)
+        logits = F.linear(pooled, self.item_head.weight, self.model.item_bias)
+        loss = None
+        if labels is not None:
+            prompt_items = self.prompt_item_mask(input_ids, attention_mask) if self.config.mask_prompt_items else None
+            loss = self.multinomial_loss(logits, labels, target_weights, prompt_items, num_items_in_batch)
+        return RecommendationOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def read_out(
+        self, hidden: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """One vector per prompt, `(batch, width)`: the last token's state, or the mean over ID tokens and the last."""
+        real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        last = (positions * real).argmax(-1)  # (batch,)
+        if self.config.readout == "last":
+            return hidden[torch.arange(len(hidden), device=hidden.device), last]
+        chosen = (real & (input_ids >= self.config.num_words)) | (positions == last.unsqueeze(-1))
+        weights = chosen.to(hidden.dtype)
+        return torch.einsum("bl,bld->bd", weights / weights.sum(-1, keepdim=True), hidden)
+
+    def prompt_item_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Which items a prompt names, `(batch, num_items)`, boolean."""
+        first_item = self.config.num_words + self.config.num_users
+        if attention_mask is not None:
+            input_ids = input_ids * attention_mask
+        # One column more takes what is not an item, so that the scatter needs no dynamic shape.
+        indices = torch.where(input_ids >= first_item, input_ids - first_item, self.config.num_items)
+        named = torch.zeros(len(input_ids), self.config.num_items + 1, dtype=torch.bool, device=input_ids.device)
+        return named.scatter_(1, indices, True)[:, :-1]
+
+    def multinomial_loss(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        target_weights: torch.Tensor | None = None,
+        prompt_items: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Negative log-likelihood of the targets under one softmax per prompt, a scalar in float32.
+
+        Args:
+            logits: `(batch, num_items)`.
+            labels: `(batch, targets)` or `(batch,)`, item indices, padded with -100.
+            target_weights: Like `labels`; 1 by default.
+            prompt_items: `(batch, num_items)` boolean, items that the softmax leaves out unless they are targets.
+            num_items_in_batch: What the sum is divided by; the targets' total weight by default.
+        """
+        labels = labels.unsqueeze(-1) if labels.ndim == 1 else labels
+        targets, valid = labels.clamp(min=0), labels != -100
+        logits = logits.float()
+        if prompt_items is not None:
+            # A target that the prompt names keeps its logit: masking is for items that nobody asks for.
+            is_target = torch.zeros_like(logits, dtype=torch.int32).scatter_add_(1, targets, valid.int()) > 0
+            logits = logits.masked_fill(prompt_items & ~is_target, MASKED_LOGIT)
+        likelihood = logits.log_softmax(-1).gather(1, targets)
+        weights = valid.to(likelihood.dtype) if target_weights is None else target_weights * valid
+        return -(likelihood * weights).sum() / (weights.sum() if num_items_in_batch is None else num_items_in_batch)
+
+    def prepare_prompts(
+        self, histories: Sequence[Sequence[int]] | None = None, users: Sequence[int | None] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Prompts for people given by their user index, by item indices, or by both.
+
+        Args:
+            histories: Item indices in `[0, num_items)` of each person, the oldest first; those over `config.max_history` are
+                left out from the front.
+            users: User index in `[0, num_users)` of each person; None for somebody the model does not know.
+
+        Returns:
+            `input_ids` and `attention_mask` of shape `(batch, length)`, padded on the right, on the model's device.
+
+        Raises:
+            ValueError: if neither is given, their lengths differ, or the configuration holds no prompt.
+            IndexError: naming an index outside the catalogue or the users.
+        """
+        if self.config.prompt_ids is None:
+            raise ValueError("config.prompt_ids is not set: it holds the word ids of the prompt; training writes it")
+        if histories is None and users is None:
+            raise ValueError("give histories, users or both")
+        if histories is None:
+            histories = [()] * len(users or ())
+        users = [None] * len(histories) if users is None else users
+        if len(users) != len(histories):
+            raise ValueError(f"{len(users)} users but {len(histories)} histories; there is one history per user")
+        parts, first_user = self.config.prompt_ids, self.config.num_words
+        first_item = first_user + self.config.num_users
+        prompts = []
+        for user, history in zip(users, histories, strict=True):
+            items = [int(item) for item in history][-self.config.max_history :]
+            for name, index, size in (
+                ("user", user, first_item - first_user),
+                *(("item", i, self.config.num_items) for i in items),
+            ):
+                if index is not None and not 0 <= index < size:
+                    raise IndexError(f"{name} {index} is outside [0, {size})")
+            someone = [] if user is None else [first_user + int(user)]
+            prompts.append(
+                someone
+                + parts["history"]
+                + [first_item + item for item in items]
+                + parts["separator"]
+                + someone
+                + parts["recommend"]
+            )
+        length = max(map(len, prompts))
+        device = self.model.item_embeddings.weight.device
+        input_ids = torch.tensor([prompt + [0] * (length - len(prompt)) for prompt in prompts], device=device)
+        lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=device)
+        return {"input_ids": input_ids, "attention_mask": (torch.arange(length, device=device) < lengths).long()}
+
+    @torch.no_grad()
+    def recommend(
+        self,
+        histories: Sequence[Sequence[int]] | None = None,
+        users: Sequence[int | None] | None = None,
+        *,
+        k: int = 10,
+        exclude_seen: bool = True,
+        candidates: Sequence[int] | None = None,
+    ) -> RankedItems:
+        """The k best items for each person.
+
+        Args:
+            histories: Item indices of each person, the oldest first.
+            users: User index of each person; None for somebody the model does not know.
+            k: How many items; at most `num_items` are given.
+            exclude_seen: Whether the whole history is left out of the ranking, also what the prompt has no room for.
+            candidates: Item indices that may be recommended; all by default.
+
+        Returns:
+            [`RankedItems`]; scores are probabilities over the whole catalogue, whatever is left out of the ranking.
+
+        Raises:
+            ValueError, IndexError: as [`~CLLM4RecForRecommendation.prepare_prompts`].
+        """
+        if k < 1:
+            raise ValueError(f"k is {k}; at least one item is recommended")
+        prompts = self.prepare_prompts(histories, users)
+        was_training = self.training
+        self.eval()
+        try:
+            scores = self(**prompts).logits.float().softmax(-1)
+        finally:
+            self.train(was_training)
+        allowed = torch.ones_like(scores, dtype=torch.bool)
+        if candidates is not None:
+            chosen = torch.as_tensor(list(candidates), dtype=torch.long)
+            if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < self.config.num_items:
+                raise IndexError(f"candidates hold an item outside [0, {self.config.num_items})")
+            allowed[:] = False
+            allowed[:, chosen.to(allowed.device)] = True
+        if exclude_seen and histories is not None:
+            for row, history in enumerate(histories):
+                allowed[row, torch.as_tensor(list(history), dtype=torch.long, device=allowed.device)] = False
+        best = scores.masked_fill(~allowed, -1.0).topk(min(k, self.config.num_items), dim=-1)
+        shown = best.values >= 0
+        return RankedItems(items=best.indices.masked_fill(~shown, -1), scores=best.values.masked_fill(~shown, 0.0))
+
+
+def next_token_loss(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    divisor: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Cross-entropy of each label given the tokens before it; logits are computed only where a label is.
+
+    Args:
+        hidden: `(batch, length, width)`.
+        weight: `(classes, width)`, the head.
+        bias: `(classes,)` or None.
+        labels: `(batch, length)`, classes, -100 where nothing is predicted.
+        divisor: What the sum is divided by; the number of labels by default.
+    """
+    labels = labels[:, 1:].to(hidden.device)
+    paid = labels != -100
+    logits = F.linear(hidden[:, :-1][paid], weight, bias).float()  # (labels, classes)
+    loss = F.cross_entropy(logits, labels[paid], reduction="sum")
+    return loss / (paid.sum().clamp(min=1) if divisor is None else divisor)
+
+
+# The published names.
+GPT4RecommendationBaseModel = CLLM4RecModel
+CollaborativeGPTwithItemLMHeadBatch = CLLM4RecForCollaborativeLM
+ContentGPTForUserItemWithLMHeadBatch = CLLM4RecForContentLM
+CollaborativeGPTwithItemRecommendHead = CLLM4RecForRecommendation
