@@ -1,0 +1,1 @@
+"""Raw tables to interactions, interactions to corpora, corpora to batches."""

@@ -1,0 +1,238 @@
+"""Batches from corpora: every random choice keyed by (seed, epoch, document), sequences joined by array arithmetic.
+
+A batch is the same whoever makes it: a resumed run and a run on another number of processes see the same data.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from configuration.recipe import Method
+from training.data.corpora import Texts
+from training.data.ragged import Ragged
+
+# Documents are sorted by length within so many batches, so that a batch holds little padding and stays random.
+BATCHES_PER_BUCKET = 32
+
+ORDER, SHARE, USER_TOKEN, PLAN = range(4)  # one stream of random numbers for each kind of choice
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where words, users and items stand among the ids, and the prompt's word ids."""
+
+    num_words: int
+    num_users: int
+    num_items: int
+    prompt_ids: dict[str, list[int]]
+
+    @property
+    def first_item(self) -> int:
+        """Id of item 0."""
+        return self.num_words + self.num_users
+
+
+Batch = dict[str, torch.Tensor]
+
+
+def uniform(seed: int, epoch: int, stream: int, keys: np.ndarray) -> np.ndarray:
+    """A uniform number in [0, 1) for each key, float64 `(n,)`: splitmix64 of (seed, epoch, stream, key)."""
+    with np.errstate(over="ignore"):
+        state = np.asarray(seed, np.uint64)
+        for part in (np.uint64(epoch), np.uint64(stream), keys.astype(np.uint64)):
+            state = mix(state * np.uint64(0x9E3779B97F4A7C15) + part + np.uint64(1))
+    return np.asarray((state >> np.uint64(11)) * 2.0**-53, np.float64)
+
+
+def mix(z: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(z ^ (z >> np.uint64(31)))
+
+
+def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The documents of each step of an epoch: a random permutation, sorted by length within buckets, every document once.
+
+    Args:
+        lengths: `(documents,)` tokens of each document.
+        batch_size: Documents per step, over all processes.
+        seed: Of the run.
+        epoch: Number of the epoch.
+    """
+    documents = np.arange(len(lengths))
+    order = np.argsort(uniform(seed, epoch, PLAN, documents), kind="stable")
+    bucket = batch_size * BATCHES_PER_BUCKET
+    steps = []
+    for start in range(0, len(order), bucket):
+        part = order[start : start + bucket]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        steps += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+    turn = np.argsort(uniform(seed, epoch, PLAN, len(lengths) + np.arange(len(steps))), kind="stable")
+    return [steps[i] for i in turn]
+
+
+def content_batch(texts: Texts, documents: np.ndarray) -> Batch:
+    """Prompt + main text; labels on the main text only.
+
+    Returns:
+        `input_ids`, `attention_mask`, `labels`, each `(documents, length)` int64.
+    """
+    rows = texts.documents.take(documents)
+    input_ids, real = pad(rows)
+    main = real & (np.arange(input_ids.shape[1]) >= texts.prompt_length[documents][:, None])
+    return tensors(input_ids=input_ids, attention_mask=real, labels=np.where(main, input_ids, -100))
+
+
+def collaborative_batch(
+    users: np.ndarray, histories: Ragged, documents: np.ndarray, layout: Layout, method: Method, seed: int, epoch: int
+) -> Batch:
+    """`user_i has interacted with` + the items in this epoch's order; labels on the items only.
+
+    Returns:
+        `input_ids`, `attention_mask`, `labels`, each `(documents, length)` int64; labels are ids, as in `input_ids`.
+    """
+    order = ordered(histories.take(documents), documents, histories, method, seed, epoch)
+    items = last(order, method.max_history)
+    prompt = [
+        constant([layout.num_words], len(documents), add=users[documents]),
+        constant(layout.prompt_ids["history"], len(documents)),
+    ]
+    input_ids, real = pad(join([*prompt, shifted(items, layout.first_item)]))
+    start = 1 + len(layout.prompt_ids["history"])
+    main = real & (np.arange(input_ids.shape[1]) >= start)
+    return tensors(input_ids=input_ids, attention_mask=real, labels=np.where(main, input_ids, -100))
+
+
+def recommendation_batch(
+    users: np.ndarray, histories: Ragged, documents: np.ndarray, layout: Layout, method: Method, seed: int, epoch: int
+) -> Batch:
+    """Prompts over a random part of each history; the targets are the rest, the whole, or both (`method.targets`).
+
+    Returns:
+        `input_ids`, `attention_mask` `(documents, length)` int64; `labels` `(documents, targets)` int64 item indices padded
+        with -100; `target_weights` alike, float32.
+    """
+    rows = histories.take(documents)
+    counts = rows.lengths
+    low, high = method.held_out_share
+    share = low + (high - low) * uniform(seed, epoch, SHARE, documents)
+    held = np.clip(np.rint(share * counts), 1, np.maximum(counts - 1, 1)).astype(np.int64)
+    order = ordered(rows, documents, histories, method, seed, epoch)
+    place = np.arange(len(order.values)) - np.repeat(order.offsets[:-1], counts)
+    in_prompt = place < np.repeat(counts - held, counts)
+    prompt, target = select(order, in_prompt), select(order, ~in_prompt)
+    prompt = last(prompt, method.max_history)
+    named = uniform(seed, epoch, USER_TOKEN, documents) >= method.user_token_dropout
+    input_ids, real = pad(prompt_rows(prompt, np.where(named, users[documents], -1), layout))
+    if method.targets == "all":
+        target, weight = order, None
+    elif method.targets == "mixed":
+        weight = select_weights(target, prompt, method.prompt_target_weight)
+        target = join([target, prompt])
+    else:
+        weight = None
+    labels, valid = pad(target, fill=-100)
+    target_weights = valid.astype(np.float32) if weight is None else pad(weight, fill=0)[0].astype(np.float32)
+    return tensors(input_ids=input_ids, attention_mask=real, labels=labels, target_weights=target_weights)
+
+
+def evaluation_batch(users: np.ndarray, histories: Ragged, layout: Layout, max_history: int) -> Batch:
+    """Prompts over whole histories, the last `max_history` items each; a user of -1 has no token.
+
+    Returns:
+        `input_ids`, `attention_mask` `(users, length)` int64.
+    """
+    input_ids, real = pad(prompt_rows(last(histories, max_history), users, layout))
+    return tensors(input_ids=input_ids, attention_mask=real)
+
+
+def prompt_rows(items: Ragged, users: np.ndarray, layout: Layout) -> Ragged:
+    """`user_i has interacted with item_a …, user_i will interact with`: the tail always stands, whatever was cut before."""
+    someone = Ragged(
+        (layout.num_words + users[users >= 0]).astype(np.int64),
+        np.concatenate([[0], np.cumsum(users >= 0)]).astype(np.int64),
+    )
+    count = len(users)
+    return join(
+        [
+            someone,
+            constant(layout.prompt_ids["history"], count),
+            shifted(items, layout.first_item),
+            constant(layout.prompt_ids["separator"], count),
+            someone,
+            constant(layout.prompt_ids["recommend"], count),
+        ]
+    )
+
+
+def ordered(rows: Ragged, documents: np.ndarray, histories: Ragged, method: Method, seed: int, epoch: int) -> Ragged:
+    """The rows in this epoch's random order, or in order of time."""
+    if method.history_order == "chronological":
+        return rows
+    # An item's key is its place in the whole corpus, so that its number does not depend on the batch it is in.
+    within = np.arange(len(rows.values)) - np.repeat(rows.offsets[:-1], rows.lengths)
+    keys = np.repeat(histories.offsets[documents], rows.lengths) + within
+    row = np.repeat(np.arange(len(rows)), rows.lengths)
+    return Ragged(rows.values[np.lexsort((uniform(seed, epoch, ORDER, keys), row))], rows.offsets)
+
+
+def last(rows: Ragged, count: int) -> Ragged:
+    """The last `count` values of each row."""
+    left = np.repeat(rows.offsets[1:], rows.lengths) - np.arange(len(rows.values))
+    return select(rows, left <= count)
+
+
+def select(rows: Ragged, chosen: np.ndarray) -> Ragged:
+    """The chosen values of each row, `(total,)` boolean."""
+    counts = np.concatenate([[0], np.cumsum(chosen)])
+    return Ragged(rows.values[chosen], counts[rows.offsets])
+
+
+def select_weights(target: Ragged, prompt: Ragged, prompt_weight: float) -> Ragged:
+    """Weight 1 for each target and `prompt_weight` for each item of the prompt, joined like them."""
+    ones = Ragged(np.ones(len(target.values)), target.offsets)
+    return join([ones, Ragged(np.full(len(prompt.values), prompt_weight), prompt.offsets)])
+
+
+def constant(ids: Sequence[int], count: int, add: np.ndarray | None = None) -> Ragged:
+    """The same ids in each of `count` rows, plus a number per row."""
+    values = np.tile(np.asarray(ids, np.int64), count)
+    if add is not None:
+        values = values + np.repeat(add.astype(np.int64), len(ids))
+    return Ragged(values, np.arange(count + 1, dtype=np.int64) * len(ids))
+
+
+def shifted(rows: Ragged, by: int) -> Ragged:
+    """Each value plus a number."""
+    return Ragged(rows.values.astype(np.int64) + by, rows.offsets)
+
+
+def join(parts: Sequence[Ragged]) -> Ragged:
+    """Rows put one behind the other: row i of the result is row i of each part in turn."""
+    lengths = np.stack([part.lengths for part in parts])  # (parts, rows)
+    offsets = np.concatenate([[0], np.cumsum(lengths.sum(0))]).astype(np.int64)
+    starts = offsets[:-1] + np.cumsum(lengths, 0) - lengths
+    values = np.empty(offsets[-1], dtype=np.result_type(*(part.values.dtype for part in parts)))
+    for part, start in zip(parts, starts, strict=True):
+        values[np.arange(len(part.values)) + np.repeat(start - part.offsets[:-1], part.lengths)] = part.values
+    return Ragged(values, offsets)
+
+
+def pad(rows: Ragged, fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows as a rectangle `(rows, longest)`, and where it is real."""
+    lengths = rows.lengths
+    real = np.arange(max(int(lengths.max(initial=0)), 1)) < lengths[:, None]
+    padded = np.full(real.shape, fill, dtype=rows.values.dtype if fill == 0 else np.int64)
+    padded[real] = rows.values
+    return padded, real
+
+
+def tensors(**arrays: np.ndarray) -> Batch:
+    """Arrays as tensors: integers and masks as int64, weights as float32."""
+    return {
+        name: torch.from_numpy(array if array.dtype == np.float32 else array.astype(np.int64))
+        for name, array in arrays.items()
+    }

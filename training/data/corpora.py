@@ -1,0 +1,385 @@
+"""Tokenised corpora on disk: what each training stage and the evaluation read, memory-mapped.
+
+`Interactions` → `content`, `collaborative`, `recommendation`, `validation`, `test` (folders that `datasets` opens), the tokenizer,
+`items.jsonl`, `users.jsonl` and `info.json`. ID sequences are built by arithmetic, text is tokenised once, in batch.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, load_from_disk
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+
+from configuration.errors import InputError
+from configuration.load import fingerprint
+from configuration.recipe import Recipe
+from modeling_cllm4rec.tokenization_cllm4rec import TokenizerWithUserItemIDTokens, train_byte_level_bpe
+from training.data.interactions import TEST, TRAIN, VALIDATION, Interactions
+from training.data.ragged import Ragged
+from training.files import written_whole
+
+logger = logging.getLogger(__name__)
+
+CORPORA_VERSION = 1
+REVIEW, ITEM_TEXT, USER_TEXT = 0, 1, 2
+KINDS = ("review", "item text", "user text")
+HISTORY_PROMPT = ("{user} has interacted with", ",", " will interact with")
+TEXTS_PER_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """An opened folder of corpora, its datasets memory-mapped."""
+
+    folder: Path
+    info: dict[str, Any]
+    tokenizer: TokenizerWithUserItemIDTokens
+
+    def dataset(self, name: str) -> Dataset:
+        """One of `collaborative`, `recommendation`, `validation`, `test` (user, items), `content`, `held_out_reviews` (texts).
+
+        A corpus without a document has no folder, and no dataset.
+        """
+        return load_from_disk(str(self.folder / name))
+
+    def histories(self, name: str) -> tuple[np.ndarray, Ragged]:
+        """User index of each row, and the item indices of the rows; no rows where nobody has items in the split."""
+        if not (self.folder / name).is_dir():
+            return np.empty(0, np.int32), Ragged.from_lists([], np.int32)
+        table = self.dataset(name).data.table
+        return table["user"].combine_chunks().to_numpy(), Ragged.from_arrow(table["items"])
+
+    def texts(self, name: str = "content") -> "Texts":
+        """The tokenised documents about users and items."""
+        if not (self.folder / name).is_dir():
+            return Texts(Ragged.from_lists([]), *(np.empty(0, np.int64) for _ in range(4)))
+        table = self.dataset(name).data.table
+        columns = {key: table[key].combine_chunks().to_numpy() for key in ("kind", "user", "item", "prompt_length")}
+        return Texts(documents=Ragged.from_arrow(table["input_ids"]), **columns)
+
+    def items(self) -> list[dict[str, Any]]:
+        """Raw id, title, text and popularity of each item, in id order."""
+        return read_json_lines(self.folder / "items.jsonl")
+
+    def users(self) -> list[dict[str, Any]]:
+        """Raw id, text and training history (item indices) of each user, in id order."""
+        return read_json_lines(self.folder / "users.jsonl")
+
+    @property
+    def num_users(self) -> int:
+        """Users with a token."""
+        return self.info["counts"]["users"]
+
+    @property
+    def num_items(self) -> int:
+        """Items with a token."""
+        return self.info["counts"]["items"]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Documents of words with one user and/or one item token in their prompt; index -1 where there is none."""
+
+    documents: Ragged
+    kind: np.ndarray
+    user: np.ndarray
+    item: np.ndarray
+    prompt_length: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+
+def corpus_fingerprint(recipe: Recipe, source: dict[str, str]) -> str:
+    """What a folder of corpora depends on: data and text fields of the recipe, the seed, and the content of the files."""
+    fields = (
+        "data",
+        "seed",
+        "method.content_tower",
+        "method.max_text_tokens",
+        "backbone.name",
+        "backbone.gguf_file",
+        "backbone.num_words",
+    )
+    parts = {"version": CORPORA_VERSION, "recipe": fingerprint(recipe, fields), "source": source}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def open_corpora(folder: Path) -> Corpora:
+    """Open a folder that [`build_corpora`] wrote.
+
+    Raises:
+        InputError: if there is none, or a newer version wrote it.
+    """
+    path = folder / "info.json"
+    if not path.is_file():
+        raise InputError(f"{folder} holds no corpora (no info.json); run training/pretrain.py first, which builds them")
+    info = json.loads(path.read_text(encoding="utf-8"))
+    if info["version"] > CORPORA_VERSION:
+        raise InputError(
+            f"{path}: corpora of version {info['version']}, this code reads up to {CORPORA_VERSION}; update the code"
+        )
+    return Corpora(folder, info, TokenizerWithUserItemIDTokens.from_pretrained(folder / "tokenizer"))
+
+
+def build_corpora(interactions: Interactions, recipe: Recipe, folder: Path, *, progress: bool = True) -> Corpora:
+    """Write the corpora of a recipe into `folder`, whole or not at all, and open them.
+
+    Held-out pairs stay out of everything that training reads: their reviews are kept in `held_out_reviews` only, and their
+    items are in `validation` and `test` only.
+    """
+    known = folder / "info.json"
+    mark = corpus_fingerprint(recipe, interactions.source)
+    if known.is_file() and json.loads(known.read_text(encoding="utf-8")).get("fingerprint") == mark:
+        logger.info("corpora: %s is up to date", folder)
+        return open_corpora(folder)
+    with written_whole(folder) as target:
+        base = base_tokenizer(interactions, recipe)
+        num_words = num_backbone_words(recipe, base)
+        try:
+            tokenizer = TokenizerWithUserItemIDTokens.from_backbone(
+                base, num_users=interactions.num_users, num_items=interactions.num_items, num_words=num_words
+            )
+        except ValueError as error:
+            raise InputError(f"backbone.name {recipe.backbone.name!r}: {error}; choose another backbone") from error
+        tokenizer.save_pretrained(target / "tokenizer")
+        nothing: Iterator[Source] = iter(())
+        with_text = recipe.method.content_tower
+        texts = content_table(training_texts(interactions) if with_text else nothing, recipe, base, tokenizer, progress)
+        held_out = reviews(interactions, interactions.splits == TEST) if with_text else nothing
+        histories = history_table(interactions, TRAIN)
+        for name, table in {
+            "content": texts,
+            "held_out_reviews": content_table(held_out, recipe, base, tokenizer, progress=False),
+            "collaborative": histories,
+            "recommendation": histories,
+            "validation": history_table(interactions, VALIDATION),
+            "test": history_table(interactions, TEST),
+        }.items():
+            if len(table):  # `datasets` cannot open an empty folder
+                Dataset(table).save_to_disk(str(target / name))
+        popularity = np.bincount(interactions.items[interactions.splits == TRAIN], minlength=interactions.num_items)
+        write_json_lines(
+            target / "items.jsonl",
+            (
+                {"id": raw, "title": title, "text": text, "popularity": int(count)}
+                for raw, title, text, count in zip(
+                    interactions.item_ids, interactions.item_titles, interactions.item_texts, popularity, strict=True
+                )
+            ),
+        )
+        train_histories = interactions.histories(TRAIN)
+        write_json_lines(
+            target / "users.jsonl",
+            (
+                {"id": raw, "text": interactions.user_texts[index], "history": train_histories[index].tolist()}
+                for index, raw in enumerate(interactions.user_ids)
+            ),
+        )
+        info = {
+            "version": CORPORA_VERSION,
+            "fingerprint": mark,
+            "seed": recipe.seed,
+            "source": interactions.source,
+            "counts": corpus_counts(interactions, texts, tokenizer),
+            "filtered": interactions.log,
+            "recipe": {"data": asdict(recipe.data), "max_text_tokens": recipe.method.max_text_tokens},
+            "prompt_ids": prompt_ids(tokenizer),
+        }
+        (target / "info.json").write_text(json.dumps(info, indent=2, ensure_ascii=False), encoding="utf-8")
+    return open_corpora(folder)
+
+
+def corpus_counts(
+    interactions: Interactions, texts: pa.Table, tokenizer: TokenizerWithUserItemIDTokens
+) -> dict[str, int]:
+    """The counts that `info.json`, the log and the model card quote."""
+    kinds = np.bincount(texts["kind"].combine_chunks().to_numpy(), minlength=len(KINDS))
+    splits = np.bincount(interactions.splits, minlength=3)
+    tokens = pc.sum(pc.list_value_length(texts["input_ids"])).as_py() or 0
+    return {
+        "users": interactions.num_users,
+        "items": interactions.num_items,
+        "words": tokenizer.num_words,
+        "interactions": len(interactions.users),
+        "train": int(splits[TRAIN]),
+        "validation": int(splits[VALIDATION]),
+        "test": int(splits[TEST]),
+        "reviews": int(kinds[REVIEW]),
+        "item_texts": int(kinds[ITEM_TEXT]),
+        "user_texts": int(kinds[USER_TEXT]),
+        "content_tokens": int(tokens),
+    }
+
+
+def history_table(interactions: Interactions, split: int) -> pa.Table:
+    """A row per user that has items in the split: its index and theirs, in order of time."""
+    histories = interactions.histories(split)
+    users = np.flatnonzero(histories.lengths)
+    rows = histories.take(users)
+    items = pa.ListArray.from_arrays(pa.array(rows.offsets, pa.int32()), pa.array(rows.values, pa.int32()))
+    return pa.table({"user": pa.array(users, pa.int32()), "items": items})
+
+
+class Source(NamedTuple):
+    """A text before it is tokenised; index -1 where it is not about a user or an item."""
+
+    kind: int
+    user: int
+    item: int
+    text: str
+
+
+def reviews(interactions: Interactions, pairs: np.ndarray) -> Iterator[Source]:
+    """Reviews of the chosen pairs, `(interactions,)` boolean."""
+    if interactions.reviews is not None:
+        for row in np.flatnonzero(pairs).tolist():
+            if interactions.reviews[row]:
+                yield Source(
+                    REVIEW, int(interactions.users[row]), int(interactions.items[row]), interactions.reviews[row] or ""
+                )
+
+
+def side_texts(interactions: Interactions) -> Iterator[Source]:
+    """Titles and texts of items, texts of users."""
+    for j, (raw, title, text) in enumerate(
+        zip(interactions.item_ids, interactions.item_titles, interactions.item_texts, strict=True)
+    ):
+        named = title != str(raw) and not text.startswith(title)
+        whole = (f"{title}. {text}" if text else title) if named else text
+        if whole:
+            yield Source(ITEM_TEXT, -1, j, whole)
+    for i, text in enumerate(interactions.user_texts):
+        if text:
+            yield Source(USER_TEXT, i, -1, text)
+
+
+def training_texts(interactions: Interactions) -> Iterator[Source]:
+    """Every text that training may read: reviews of training pairs, texts of items and users."""
+    yield from reviews(interactions, interactions.splits == TRAIN)
+    yield from side_texts(interactions)
+
+
+def content_table(
+    sources: Iterator[Source],
+    recipe: Recipe,
+    base: PreTrainedTokenizerFast,
+    tokenizer: TokenizerWithUserItemIDTokens,
+    progress: bool,
+) -> pa.Table:
+    """Documents prompt + main text.
+
+    Args:
+        sources: The texts.
+        recipe: The recipe, for prompts and length.
+        base: The backbone's own tokenizer: in it no main text can turn into an ID.
+        tokenizer: The extended one, for prompts.
+        progress: Whether to show a bar.
+    """
+    data, limit = recipe.data, recipe.method.max_text_tokens
+    prompts = [
+        prompt_template(tokenizer, prompt) for prompt in (data.review_prompt, data.item_prompt, data.user_prompt)
+    ]
+    end = [] if base.eos_token_id is None else [base.eos_token_id]
+    kinds, users, items, lengths = [], [], [], [0]
+    parts: list[np.ndarray] = [np.empty(0, np.int32)]
+    with tqdm(desc="tokenising texts", unit="text", disable=not progress, leave=False) as bar:
+        while chunk := list(itertools.islice(sources, TEXTS_PER_BATCH)):
+            encoded = base([" " + source.text for source in chunk], add_special_tokens=False, verbose=False)[
+                "input_ids"
+            ]
+            for source, words in zip(chunk, encoded, strict=True):
+                prompt, user_places, item_places = prompts[source.kind]
+                document = np.concatenate([prompt, np.asarray((words + end)[:limit], np.int32)])
+                document[user_places] = tokenizer.num_words + source.user
+                document[item_places] = tokenizer.num_words + tokenizer.num_users + source.item
+                parts.append(document)
+                lengths.append(len(document))
+            kinds += [source.kind for source in chunk]
+            users += [source.user for source in chunk]
+            items += [source.item for source in chunk]
+            bar.update(len(chunk))
+    offsets = pa.array(np.cumsum(lengths), pa.int64())
+    return pa.table(
+        {
+            "kind": pa.array(kinds, pa.int8()),
+            "user": pa.array(users, pa.int32()),
+            "item": pa.array(items, pa.int32()),
+            "prompt_length": pa.array([len(prompts[kind][0]) for kind in kinds], pa.int32()),
+            "input_ids": pa.LargeListArray.from_arrays(offsets, pa.array(np.concatenate(parts), pa.int32())),
+        }
+    )
+
+
+def prompt_template(tokenizer: TokenizerWithUserItemIDTokens, prompt: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids of a prompt with `{user}` and `{item}`, and the places of their tokens."""
+    ids = np.asarray(tokenizer.encode(prompt.format(user="user_0", item="item_0"), add_special_tokens=False), np.int32)
+    return ids, np.flatnonzero(ids == tokenizer.user_id(0)), np.flatnonzero(ids == tokenizer.item_id(0))
+
+
+def prompt_ids(tokenizer: TokenizerWithUserItemIDTokens) -> dict[str, list[int]]:
+    """Word ids of the recommendation prompt's hard parts, as the model's configuration keeps them."""
+    names = ("history", "separator", "recommend")
+    return {
+        name: tokenizer.encode(part.replace("{user}", ""), add_special_tokens=False)
+        for name, part in zip(names, HISTORY_PROMPT, strict=True)
+    }
+
+
+def base_tokenizer(interactions: Interactions, recipe: Recipe) -> PreTrainedTokenizerFast:
+    """The backbone's own tokenizer, or a byte-level BPE trained on the prompts and on the texts that training may read."""
+    backbone = recipe.backbone
+    if backbone.name is None:
+        data = recipe.data
+        prompts = [data.review_prompt, data.item_prompt, data.user_prompt, *HISTORY_PROMPT]
+        texts = (" " + source.text for source in training_texts(interactions)) if recipe.method.content_tower else ()
+        return train_byte_level_bpe(itertools.chain(prompts, texts), backbone.num_words)
+    return load_from_backbone(AutoTokenizer, recipe)
+
+
+def num_backbone_words(recipe: Recipe, base: PreTrainedTokenizerFast) -> int:
+    """N: the backbone's vocabulary, which may be padded beyond its tokenizer's."""
+    if recipe.backbone.name is None:
+        return len(base)
+    return max(len(base), load_from_backbone(AutoConfig, recipe).get_text_config().vocab_size)
+
+
+def load_from_backbone(auto_class: Any, recipe: Recipe) -> Any:
+    """Tokenizer or configuration of the recipe's pretrained backbone.
+
+    Raises:
+        InputError: if it has none that can be loaded.
+    """
+    backbone = recipe.backbone
+    extra = {"gguf_file": backbone.gguf_file} if backbone.gguf_file else {}
+    try:
+        return auto_class.from_pretrained(backbone.name, **extra)
+    except (OSError, ValueError) as error:
+        what = auto_class.__name__.removeprefix("Auto").lower()
+        raise InputError(
+            f"backbone.name: no {what} can be loaded from {backbone.name!r} ({str(error).splitlines()[0]}); give the name of a "
+            "Hub repo or a folder with a causal language model and its byte-level BPE tokenizer"
+        ) from error
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """A dict per line."""
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def write_json_lines(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+    """A dict per line."""
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
