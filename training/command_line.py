@@ -1,0 +1,37 @@
+"""The shell that every script shares: arguments to a recipe, a person's mistake to one sentence and exit code 2."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+import datasets
+import transformers
+
+from configuration.errors import InputError
+from configuration.load import add_arguments, recipe_from_arguments
+from configuration.recipe import Recipe
+
+
+def make_parser(description: str, *, stage: bool = True) -> argparse.ArgumentParser:
+    """A parser with the recipe's arguments and, for a stage, `--resume` and `--overwrite`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    if stage:
+        parser.add_argument(
+            "--resume", action="store_true", help="continue after the last whole epoch, to the same numbers"
+        )
+        parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run of this stage left")
+    return parser
+
+
+def run_script(parser: argparse.ArgumentParser, function: Callable[[Recipe, argparse.Namespace], object]) -> None:
+    """Parse, make the recipe, call the function; an `InputError` is printed as one line and ends with exit code 2."""
+    # The scripts show a bar where a person waits; a dozen more for files of a few megabytes say nothing.
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    arguments = parser.parse_intermixed_args()
+    try:
+        function(recipe_from_arguments(arguments), arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

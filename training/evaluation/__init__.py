@@ -1,0 +1,1 @@
+"""Ranking of the whole catalogue, baselines, and the results of a run."""

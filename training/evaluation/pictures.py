@@ -1,0 +1,70 @@
+"""Pictures of a run: loss curves and the map of the item embeddings."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+LABELLED_ITEMS = 24
+
+
+def draw_curves(stages: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Training losses (left axis) and validation NDCG@100 (right axis) of each stage by epoch.
+
+    Args:
+        stages: The record per epoch of each stage, as `progress.json` has them.
+        path: The PNG file.
+    """
+    figure = Figure(figsize=(5 * max(len(stages), 1), 3.6), layout="constrained")
+    axes = figure.subplots(1, max(len(stages), 1), squeeze=False)[0]
+    for axis, (stage, records) in zip(axes, stages.items(), strict=False):
+        epochs = [record["epoch"] for record in records]
+        for key in [key for key in (records[0] if records else {}) if key.endswith("_loss")]:
+            axis.plot(epochs, [record[key] for record in records], label=f"{key.removesuffix('_loss')} loss")
+        quality = axis.twinx()
+        quality.plot(
+            epochs,
+            [record["ndcg_at_100"] for record in records],
+            color="black",
+            linestyle="--",
+            label="validation NDCG@100",
+        )
+        lines = axis.get_lines() + quality.get_lines()
+        axis.legend(
+            lines,
+            [str(line.get_label()) for line in lines],
+            fontsize=8,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.18),
+            ncols=2,
+        )
+        axis.set(title=stage, xlabel="epoch", ylabel="loss")
+        quality.set_ylabel("validation NDCG@100")
+    figure.savefig(path, dpi=120)
+
+
+def draw_item_map(embeddings: np.ndarray, titles: list[str], popularity: np.ndarray, path: Path) -> None:
+    """The items on the first two principal components of their embeddings' directions, the most popular ones named.
+
+    Args:
+        embeddings: `(items, width)`.
+        titles: Of each item.
+        popularity: `(items,)` training interactions.
+        path: The PNG file.
+    """
+    directions = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    centred = directions - directions.mean(0)
+    # The components of the covariance: its size is the model's width, whatever the catalogue's.
+    _, components = np.linalg.eigh(centred.T @ centred)
+    points = centred @ components[:, ::-1][:, :2]
+    figure = Figure(figsize=(8, 6.4), layout="constrained")
+    axis = figure.subplots()
+    shown = axis.scatter(
+        points[:, 0], points[:, 1], c=np.log10(1 + popularity), s=14, cmap="viridis", alpha=0.75, linewidths=0
+    )
+    for index in np.argsort(-popularity, kind="stable")[:LABELLED_ITEMS]:
+        axis.annotate(titles[index][:28], points[index], fontsize=7, xytext=(3, 2), textcoords="offset points")
+    figure.colorbar(shown, ax=axis, label="log10(1 + training interactions)")
+    axis.set(title="Item embeddings (principal components)", xticks=[], yticks=[])
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,49 @@
+"""What a run found, as `results.json`, as a table, and as recommendations that a person can judge."""
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "safetensors", "numpy", "implicit")
+METRICS = {"ndcg_at_100": "NDCG@100", "recall_at_20": "Recall@20", "recall_at_40": "Recall@40"}
+NAMES = {"popularity": "popularity", "item_knn": "item-kNN", "ease": "EASE", "ials": "iALS"}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that the figures depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+
+
+def hardware() -> dict[str, Any]:
+    """The kind of machine, as far as it bears on time and memory."""
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"machine": platform.machine(), "cpu_threads": torch.get_num_threads(), "accelerator": accelerator}
+
+
+def metrics_table(results: dict[str, Any]) -> str:
+    """The test figures of the model and of the baselines, best NDCG@100 last, with standard errors over users."""
+    rows = [(NAMES[name], figures) for name, figures in results.get("baselines", {}).items()]
+    rows.append(("CLLM4Rec", results["test"]))
+    rows.sort(key=lambda row: row[1]["ndcg_at_100"]["value"])
+    lines = [f"{'test split':<12}" + "".join(f"{title:>20}" for title in METRICS.values())]
+    for name, figures in rows:
+        cells = (f"{figures[key]['value']:.4f} ± {figures[key]['standard_error']:.4f}" for key in METRICS)
+        lines.append(f"{name:<12}" + "".join(f"{cell:>20}" for cell in cells))
+    return "\n".join(lines)
+
+
+def show_recommendations(history: Sequence[dict[str, Any]], recommended: Sequence[tuple[dict[str, Any], float]]) -> str:
+    """A history and what is recommended for it, with probabilities and descriptions.
+
+    Args:
+        history: Rows of `items.jsonl`.
+        recommended: Rows of `items.jsonl` with their probability, best first.
+    """
+    known = ", ".join(item["title"] for item in history[:8]) + (" …" if len(history) > 8 else "")
+    lines = [f"history: {known}"]
+    for rank, (item, score) in enumerate(recommended, start=1):
+        lines.append(f"  {rank}. {item['title']:<28} {score:6.1%}  {item['text'][:96]}")
+    return "\n".join(lines)

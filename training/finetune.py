@@ -1,0 +1,104 @@
+"""Stage three: the recommendation head learns to rank all items, the content tower regularising.
+
+accelerate launch training/finetune.py --config sample
+"""
+
+import logging
+import time
+
+from configuration.errors import InputError
+from configuration.recipe import Recipe
+from modeling_cllm4rec import CLLM4RecForRecommendation
+from training.command_line import make_parser, run_script
+from training.data.corpora import open_corpora
+from training.hub.folder import write_model_folder
+from training.run import (
+    Run,
+    Validation,
+    layout_of,
+    learn_backbone,
+    logged,
+    make_accelerator,
+    stage_fingerprint,
+)
+from training.stages.loop import train
+from training.stages.recommendation import recommendation_objective
+from training.stages.towers import Towers
+
+logger = logging.getLogger("training.finetune")
+
+
+def finetune(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Run:
+    """Train the recommendation head on top of the pretrained embeddings and write `model/`.
+
+    Args:
+        recipe: The recipe that `pretrain` was run with; `finetune.*` fields may differ.
+        resume: Continue an interrupted run.
+        overwrite: Replace an earlier fine-tuning of this recipe.
+
+    Returns:
+        The run; `model/` holds the epoch with the best validation NDCG@100, and what the Auto classes need.
+
+    Raises:
+        InputError: if there is no pretrained model, it belongs to another recipe, or the stage was run already.
+    """
+    run = Run.of(recipe)
+    start = run.checkpoints("pretrain") / "final"
+    if not (start / "config.json").is_file():
+        raise InputError(f"{start}: no pretrained model is there; run training/pretrain.py with the same recipe first")
+    corpora = open_corpora(run.corpora)
+    run.check_pretrained(corpora)
+    run.check_free("finetune", resume=resume, overwrite=overwrite)
+    accelerator = make_accelerator(recipe, recipe.finetune, run.folder)
+    if overwrite and accelerator.is_main_process:
+        run.clear("finetune")
+    with logged(run, accelerator):
+        started = time.perf_counter()
+        attention = recipe.backbone.attn_implementation
+        model = CLLM4RecForRecommendation.from_pretrained(start, attn_implementation=attention)
+        learn_backbone(recipe, model)
+        # In this stage the content tower stands still and pulls.
+        if model.config.content_tower:
+            for table in model.model.tables("content"):
+                table.requires_grad_(False)
+        towers = Towers(model, recipe.method.lambda_v, recipe.method.distillation)
+        objective = recommendation_objective(
+            corpora,
+            recipe.method,
+            layout_of(corpora),
+            recipe.seed,
+            regularise=model.config.content_tower,
+            teacher=run.teacher(corpora) if recipe.method.distillation > 0 else None,
+        )
+        progress = train(
+            towers,
+            [objective],
+            recipe.finetune,
+            accelerator,
+            seed=recipe.seed,
+            folder=run.checkpoints("finetune"),
+            fingerprint=stage_fingerprint(recipe, corpora, "finetune"),
+            validate=Validation(model, corpora, recipe, accelerator),
+            resume=resume,
+        )
+        if accelerator.is_main_process:
+            best = run.checkpoints("finetune") / "best" if progress.epoch else start
+            write_model_folder(best, run.model, corpora, recipe)
+            run.note_stage("finetune", time.perf_counter() - started)
+            logger.info(
+                "fine-tuning: %d epochs in %.0f s, best validation NDCG@100 %.4f in epoch %d; model in %s",
+                progress.epoch, time.perf_counter() - started, progress.best_ndcg_at_100, progress.best_epoch, run.model,
+            )  # fmt: skip
+    return run
+
+
+def main() -> None:
+    """The command line."""
+    run_script(
+        make_parser(__doc__ or ""),
+        lambda recipe, arguments: finetune(recipe, resume=arguments.resume, overwrite=arguments.overwrite),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""The trained model against the test split and the baselines: figures, pictures, recommendations, every user's top k.
+
+python training/predict.py --config sample
+"""
+
+import json
+import logging
+import time
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from configuration.errors import InputError
+from configuration.recipe import Recipe
+from training.command_line import make_parser, run_script
+from training.data.corpora import Corpora, open_corpora
+from training.evaluation.baselines import fit_baselines
+from training.evaluation.perplexity import review_perplexity
+from training.evaluation.pictures import draw_curves, draw_item_map
+from training.evaluation.predictions import predictions_file
+from training.evaluation.ranking import evaluate_scores
+from training.evaluation.results import hardware, metrics_table, show_recommendations, versions
+from training.files import write_text, written_whole
+from training.run import ModelScores, Run, layout_of, logged, make_accelerator, peak_memory_bytes, split_matrix
+
+logger = logging.getLogger("training.predict")
+
+SHOWN_EXAMPLES, SHOWN_ITEMS = 3, 5
+
+
+def predict(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
+    """Measure the trained model on validation and test, compare, and write what a reader wants to see.
+
+    The only function that reads the test split. It opens `model/` as any stranger would, through the Auto classes.
+
+    Args:
+        recipe: The recipe of the run.
+        overwrite: Replace earlier results.
+
+    Returns:
+        What `results.json` holds. Beside it, `predictions.parquet` has every user's best items and `pictures/` the curves.
+
+    Raises:
+        InputError: if there is no trained model, or results are there already.
+    """
+    run = Run.of(recipe)
+    if not (run.model / "config.json").is_file():
+        raise InputError(
+            f"{run.model}: no trained model is there; run training/pretrain.py and training/finetune.py first"
+        )
+    if (run.folder / "results.json").exists() and not overwrite:
+        raise InputError(f"{run.folder / 'results.json'} exists already; replace it with --overwrite")
+    corpora = open_corpora(run.corpora)
+    run.check_pretrained(corpora)
+    accelerator = make_accelerator(recipe, None, run.folder)
+    with logged(run, accelerator, tracker=False):
+        started = time.perf_counter()
+        model = AutoModelForSequenceClassification.from_pretrained(run.model, trust_remote_code=True).to(
+            accelerator.device
+        )
+        results: dict[str, Any] = {"recipe": asdict(recipe), "seed": recipe.seed, "data": corpora.info}
+        results |= measure(model, corpora, recipe, run)
+        if recipe.evaluation.baselines:
+            results["baselines"] = measure_baselines(corpora, recipe)
+        results["review_perplexity"] = measure_perplexity(corpora, recipe, run, accelerator)
+        results |= training_record(run, time.perf_counter() - started)
+        write_text(run.folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False))
+        draw_pictures(model, corpora, run)
+        logger.info("\n%s", metrics_table(results))
+        logger.info("\n%s", "\n\n".join(example_recommendations(model, corpora, recipe)))
+        logger.info(
+            "\n%.0f s in all, %.1f GB at the most. Figures: %s; pictures: %s; open %s with "
+            "AutoModelForSequenceClassification.from_pretrained(…, trust_remote_code=True)",
+            results["seconds"], results["peak_memory_bytes"] / 1e9, run.folder / "results.json", run.folder / "pictures", run.model,
+        )  # fmt: skip
+    return results
+
+
+def measure(model: torch.nn.Module, corpora: Corpora, recipe: Recipe, run: Run) -> dict[str, Any]:
+    """Figures on validation and test; on the way through the test, every user's best items go to `predictions.parquet`."""
+    train, validation, test = (split_matrix(corpora, name) for name in ("recommendation", "validation", "test"))
+    scores = ModelScores(model, *corpora.histories("recommendation"), layout_of(corpora), recipe.method.max_history)
+    size = recipe.evaluation.batch_size
+    everyone = scores.by_length(np.arange(corpora.num_users))
+    with_validation = scores.by_length(np.flatnonzero(np.diff(validation.indptr)))
+    on_validation = evaluate_scores(scores, with_validation, train, validation, batch_size=size, progress=True)
+    user_ids, item_ids = ([row["id"] for row in rows] for rows in (corpora.users(), corpora.items()))
+    top_k = recipe.evaluation.top_k
+    with predictions_file(run.folder / "predictions.parquet", user_ids, item_ids, top_k) as write:
+        on_test = evaluate_scores(
+            scores,
+            everyone,
+            (train + validation).tocsr(),
+            test,
+            batch_size=size,
+            progress=True,
+            k=top_k,
+            read_block=write,
+        )
+    return {"test": on_test.figures().to_dict(), "validation": on_validation.figures().to_dict()}
+
+
+def measure_baselines(corpora: Corpora, recipe: Recipe) -> dict[str, Any]:
+    """The baselines, fitted on train, tuned on validation, on the test split; validation items are not ranked."""
+    train, validation, test = (split_matrix(corpora, name) for name in ("recommendation", "validation", "test"))
+    users, seen = np.flatnonzero(np.diff(test.indptr)), (train + validation).tocsr()
+    fitted = fit_baselines(train, validation, recipe.evaluation.baselines, seed=recipe.seed)
+    return {
+        name: evaluate_scores(baseline.score, users, seen, test).figures().to_dict()
+        | {"settings": baseline.settings, "validation_ndcg_at_100": baseline.validation_ndcg_at_100}
+        for name, baseline in fitted.items()
+    }
+
+
+def measure_perplexity(corpora: Corpora, recipe: Recipe, run: Run, accelerator: Accelerator) -> dict[str, Any] | None:
+    """Perplexity of the test pairs' reviews with and without their user and item tokens; None where there are none."""
+    reviews = corpora.texts("held_out_reviews")
+    if not len(reviews):
+        return None
+    content = AutoModelForCausalLM.from_pretrained(run.model, trust_remote_code=True).to(accelerator.device)
+    measured = review_perplexity(content, reviews, layout_of(corpora), recipe.seed)
+    if measured is not None:
+        logger.info(
+            "perplexity of %d held-out reviews: %.1f with their user and item, %.1f with others, %.1f without",
+            measured["reviews"], measured["with_ids"], measured["with_others"], measured["without_ids"],
+        )  # fmt: skip
+    return measured
+
+
+def training_record(run: Run, seconds: float) -> dict[str, Any]:
+    """Time, memory, epochs, versions and machine: what the run cost and what its figures depend on."""
+    costs = run.stage_costs() | {"predict": {"seconds": seconds, "peak_memory_bytes": peak_memory_bytes()}}
+    return {
+        "seconds": sum(cost["seconds"] for cost in costs.values()),
+        "peak_memory_bytes": max(int(cost["peak_memory_bytes"]) for cost in costs.values()),
+        "stages": {stage: cost | {"epochs": run.epochs(stage)} for stage, cost in costs.items()},
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+def draw_pictures(model: Any, corpora: Corpora, run: Run) -> None:
+    """Loss curves and the map of the item embeddings, as PNG files."""
+    items = corpora.items()
+    with written_whole(run.folder / "pictures") as target:
+        draw_curves(
+            {stage: run.epochs(stage) for stage in ("pretrain", "finetune") if run.epochs(stage)}, target / "curves.png"
+        )
+        draw_item_map(
+            model.get_output_embeddings().weight.detach().float().cpu().numpy(),
+            [item["title"] for item in items],
+            np.asarray([item["popularity"] for item in items]),
+            target / "items.png",
+        )
+
+
+def example_recommendations(model: Any, corpora: Corpora, recipe: Recipe) -> list[str]:
+    """Recommendations for the recipe's example histories, or else for three users, as a person reads them.
+
+    Raises:
+        InputError: if an example names an item that is not in the catalogue.
+    """
+    items = corpora.items()
+    index = {item["id"]: j for j, item in enumerate(items)}
+    users: list[int | None]
+    if recipe.evaluation.examples:
+        unknown = [raw for history in recipe.evaluation.examples for raw in history if raw not in index]
+        if unknown:
+            raise InputError(
+                f"evaluation.examples: no item {unknown[0]!r} is in the catalogue; give raw item ids of the data"
+            )
+        histories = [[index[raw] for raw in history] for history in recipe.evaluation.examples]
+        users = [None] * len(histories)
+    else:
+        known, rows = corpora.histories("recommendation")
+        places = np.linspace(0, len(known) - 1, SHOWN_EXAMPLES).astype(int)
+        histories, users = [rows[place].tolist() for place in places], [int(known[place]) for place in places]
+    best = model.recommend(histories, users, k=SHOWN_ITEMS)
+    return [
+        show_recommendations(
+            [items[j] for j in history], [(items[j], score) for j, score in zip(row, scores, strict=True) if j >= 0]
+        )
+        for history, row, scores in zip(histories, best.items.tolist(), best.scores.tolist(), strict=True)
+    ]
+
+
+def main() -> None:
+    """The command line."""
+    parser = make_parser(__doc__ or "", stage=False)
+    parser.add_argument("--overwrite", action="store_true", help="replace earlier results")
+    run_script(parser, lambda recipe, arguments: predict(recipe, overwrite=arguments.overwrite))
+
+
+if __name__ == "__main__":
+    main()

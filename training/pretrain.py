@@ -1,0 +1,127 @@
+"""Stages one and two: content and collaborative language model in alternating epochs, each pulled to the other.
+
+accelerate launch training/pretrain.py --config sample
+"""
+
+import logging
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from configuration.recipe import Recipe
+from training.command_line import make_parser, run_script
+from training.data.corpora import open_corpora
+from training.data.interactions import build_interactions
+from training.data.readers import read_tables
+from training.files import written_whole
+from training.run import (
+    Run,
+    Validation,
+    layout_of,
+    learn_backbone,
+    logged,
+    make_accelerator,
+    make_model,
+    prepare_corpora,
+    stage_fingerprint,
+)
+from training.stages.collaborative import collaborative_objective
+from training.stages.content import content_objective
+from training.stages.initialisation import start_from_factors
+from training.stages.loop import train
+from training.stages.towers import Towers
+from training.stages.warm_start import start_from_run
+
+logger = logging.getLogger("training.pretrain")
+
+
+def pretrain(
+    recipe: Recipe,
+    *,
+    frame: pd.DataFrame | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    init_from: str | Path | None = None,
+) -> Run:
+    """Build the corpora and pretrain both language models.
+
+    Args:
+        recipe: The recipe.
+        frame: Interactions of a notebook, with the columns that `recipe.data` names, instead of `recipe.data.path`.
+        resume: Continue an interrupted run.
+        overwrite: Replace an earlier run of this recipe.
+        init_from: Folder of another run whose users and items, known by their raw ids, lend their embeddings.
+
+    Returns:
+        The run; `checkpoints/pretrain/final` holds the weights.
+
+    Raises:
+        InputError: for wrong data, a wrong recipe, or a run that is there already.
+    """
+    run = Run.of(recipe)
+    run.check_free("pretrain", resume=resume, overwrite=overwrite)
+    accelerator = make_accelerator(recipe, recipe.pretrain, run.folder)
+    started = time.perf_counter()
+    interactions = None
+    if accelerator.is_main_process:
+        interactions = build_interactions(read_tables(recipe.data, frame), recipe.data, recipe.seed)
+        if overwrite:
+            run.clear("pretrain", "finetune")
+    with logged(run, accelerator):
+        if interactions is not None:
+            prepare_corpora(run, interactions, keep=resume)
+        accelerator.wait_for_everyone()
+        corpora = open_corpora(run.corpora)
+        model = make_model(recipe, corpora)
+        if init_from is not None:
+            start_from_run(model, corpora, Path(init_from))
+        elif recipe.method.initialisation == "ials":
+            teacher = run.teacher(corpora)
+            start_from_factors(model.model, teacher, recipe.method.initialisation_std)
+        learn_backbone(recipe, model)
+        towers = Towers(model, recipe.method.lambda_v)
+        layout, has_text = layout_of(corpora), model.config.content_tower
+        objectives = [collaborative_objective(corpora, recipe.method, layout, recipe.seed, regularise=has_text)]
+        if has_text:
+            objectives.insert(0, content_objective(corpora, recipe.method))
+        else:
+            logger.info(
+                "content stage: skipped, %s",
+                "the data have no text" if recipe.method.content_tower else "as the recipe says",
+            )
+        progress = train(
+            towers,
+            objectives,
+            recipe.pretrain,
+            accelerator,
+            seed=recipe.seed,
+            folder=run.checkpoints("pretrain"),
+            fingerprint=stage_fingerprint(recipe, corpora, "pretrain"),
+            validate=Validation(model, corpora, recipe, accelerator),
+            resume=resume,
+        )
+        if accelerator.is_main_process:
+            with written_whole(run.checkpoints("pretrain") / "final") as target:
+                towers.save_model(target)
+            run.note_stage("pretrain", time.perf_counter() - started)
+            logger.info("pretraining: %d epochs in %.0f s", progress.epoch, time.perf_counter() - started)
+    return run
+
+
+def main() -> None:
+    """The command line."""
+    parser = make_parser(__doc__ or "")
+    parser.add_argument(
+        "--init-from", metavar="RUN", help="start from the embeddings of another run's users and items, by raw id"
+    )
+    run_script(
+        parser,
+        lambda recipe, arguments: pretrain(
+            recipe, resume=arguments.resume, overwrite=arguments.overwrite, init_from=arguments.init_from
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Print a few documents of each corpus as the model sees them, ids decoded.
+
+python training/show_corpus.py --config sample
+"""
+
+import argparse
+import sys
+
+import numpy as np
+
+from configuration.recipe import Recipe
+from training.command_line import make_parser, run_script
+from training.data.batches import Batch, collaborative_batch, content_batch, recommendation_batch
+from training.data.corpora import KINDS, Corpora, build_corpora, open_corpora
+from training.data.interactions import build_interactions
+from training.data.readers import read_tables
+from training.run import Run, layout_of
+
+
+def show_corpus(recipe: Recipe, count: int = 3, epoch: int = 0) -> str:
+    """The first documents of each corpus in an epoch, built first where they are not there yet.
+
+    Args:
+        recipe: The recipe.
+        count: Documents of each kind.
+        epoch: Whose order and held-out share is shown.
+
+    Returns:
+        The text that the script prints: counts, then prompt and main text apart, raw ids beside the tokens.
+    """
+    run = Run.of(recipe)
+    if (run.corpora / "info.json").is_file():
+        corpora = open_corpora(run.corpora)
+    else:
+        corpora = build_corpora(
+            build_interactions(read_tables(recipe.data), recipe.data, recipe.seed), recipe, run.corpora
+        )
+    lines = [
+        f"{run.corpora}: "
+        + ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in corpora.info["counts"].items())
+    ]
+    texts = corpora.texts("content")
+    for kind, name in enumerate(KINDS):
+        chosen = np.flatnonzero(texts.kind == kind)[:count]
+        if len(chosen):
+            lines += ["", f"content: {name}", *documents(corpora, content_batch(texts, chosen))]
+    users, histories = corpora.histories("recommendation")
+    chosen, layout = np.arange(min(count, len(users))), layout_of(corpora)
+    arguments = (users, histories, chosen, layout, recipe.method, recipe.seed, epoch)
+    lines += ["", f"collaborative, epoch {epoch}", *documents(corpora, collaborative_batch(*arguments))]
+    lines += ["", f"recommendation, epoch {epoch}", *documents(corpora, recommendation_batch(*arguments))]
+    raw_users, raw_items = corpora.users(), corpora.items()
+    lines += ["", "raw ids of these users and of the first items"]
+    lines += [f"  user_{users[row]} = {raw_users[users[row]]['id']}" for row in chosen]
+    lines += [f"  item_{j} = {raw_items[j]['id']}" for j in range(min(2 * count, len(raw_items)))]
+    return "\n".join(lines)
+
+
+def documents(corpora: Corpora, batch: Batch) -> list[str]:
+    """One line a document: prompt, an arrow, main text or targets."""
+    lines = []
+    for row, ids in enumerate(batch["input_ids"].tolist()):
+        real, labels = batch["attention_mask"][row].tolist(), batch["labels"][row].tolist()
+        prompt = [token for position, token in enumerate(ids) if real[position]]
+        main = [label for label in labels if label != -100]
+        if "target_weights" in batch:
+            main = corpora.tokenizer.item_id(main)
+        else:
+            prompt = prompt[: len(prompt) - len(main)]
+        lines.append(f"  {corpora.tokenizer.decode(prompt)}  →  {corpora.tokenizer.decode(main).strip()}")
+    return lines
+
+
+def main() -> None:
+    """The command line."""
+    parser = make_parser(__doc__ or "", stage=False)
+    parser.add_argument("--count", type=int, default=3, help="documents of each kind (default: 3)")
+    parser.add_argument("--epoch", type=int, default=0, help="whose order and held-out share is shown (default: 0)")
+
+    def show(recipe: Recipe, arguments: argparse.Namespace) -> None:
+        sys.stdout.write(show_corpus(recipe, arguments.count, arguments.epoch) + "\n")
+
+    run_script(parser, show)
+
+
+if __name__ == "__main__":
+    main()

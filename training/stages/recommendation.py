@@ -1,0 +1,33 @@
+"""Stage three: the recommendation head learns to rank the whole catalogue from a prompt (paper sec. 3.4)."""
+
+import numpy as np
+import torch
+
+from configuration.recipe import Method
+from training.data.batches import Batch, Layout, recommendation_batch
+from training.data.corpora import Corpora
+from training.stages.initialisation import Teacher
+from training.stages.loop import Objective
+
+
+def recommendation_objective(
+    corpora: Corpora, method: Method, layout: Layout, seed: int, *, regularise: bool, teacher: Teacher | None
+) -> Objective:
+    """Prompts over a random part of each history, pulled to the content embeddings, and to a teacher where there is one."""
+    users, histories = corpora.histories("recommendation")
+
+    def collate(documents: np.ndarray, epoch: int) -> Batch:
+        batch = recommendation_batch(users, histories, documents, layout, method, seed, epoch)
+        if teacher is not None:
+            batch["teacher_logits"] = torch.from_numpy(teacher.logits(users[documents]))
+        return batch
+
+    def regularised(documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.unique(users[documents]), np.unique(histories.take(documents).values)
+
+    return Objective(
+        name="recommendation",
+        lengths=np.minimum(histories.lengths, method.max_history),
+        collate=collate,
+        regularised=regularised if regularise and method.lambda_v > 0 else None,
+    )

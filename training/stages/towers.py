@@ -1,0 +1,114 @@
+"""The three heads over one base model, and their losses with the mutual regularisation (paper sec. 3.3.4 and 3.4).
+
+One module, so that Accelerate wraps one thing and the backbone is there once.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from modeling_cllm4rec import (
+    CLLM4RecForCollaborativeLM,
+    CLLM4RecForContentLM,
+    CLLM4RecForRecommendation,
+    CLLM4RecModel,
+)
+from training.data.batches import Batch
+
+ObjectiveName = Literal["content", "collaborative", "recommendation"]
+
+
+class Towers(nn.Module):
+    """Content LM, collaborative LM and recommendation head over one base model, the only part that holds parameters."""
+
+    def __init__(self, recommender: CLLM4RecForRecommendation, lambda_v: float, distillation: float = 0.0) -> None:
+        super().__init__()
+        self.base = recommender.model
+        # A plain dict: the heads are views of the base, and a checkpoint holds each parameter once.
+        self.heads: dict[str, Any] = {
+            "content": share(CLLM4RecForContentLM, recommender.model),
+            "collaborative": share(CLLM4RecForCollaborativeLM, recommender.model),
+            "recommendation": recommender,
+        }
+        self.lambda_v = lambda_v
+        self.distillation = distillation
+
+    @property
+    def recommender(self) -> CLLM4RecForRecommendation:
+        """The recommendation head."""
+        return self.heads["recommendation"]
+
+    def train(self, mode: bool = True) -> "Towers":
+        """Set the mode of the base and of the heads."""
+        super().train(mode)
+        for head in self.heads.values():
+            head.train(mode)
+        return self
+
+    def save_model(self, folder: Path) -> None:
+        """Write the weights as every Auto class reads them, LoRA merged into the backbone."""
+        model = self.recommender
+        if hasattr(self.base.backbone, "merge_and_unload"):
+            model = copy.deepcopy(model)
+            model.model.backbone = model.model.backbone.merge_and_unload()
+        model.save_pretrained(folder)
+
+    def forward(
+        self, objective: ObjectiveName, batch: Batch, ids: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> dict[str, torch.Tensor]:
+        """Summed losses of a part of a step, to be divided by global counts.
+
+        Args:
+            objective: Which head learns.
+            batch: Its batch; for the recommendation head with a teacher also `teacher_logits` `(documents, num_items)`.
+            ids: Distinct user and item indices that this part regularises; None: none.
+
+        Returns:
+            `likelihood`: negative log-likelihood summed over labels (to be divided by the labels' weight); `distilled`:
+            cross-entropy to the teacher summed over documents; `regularisation`: λ Σ‖z − z'‖², to be divided by documents.
+        """
+        if objective == "recommendation":
+            losses = self.recommendation_losses(batch)
+        else:
+            losses = {"likelihood": self.heads[objective](**batch, num_items_in_batch=1, use_cache=False).loss}
+        if ids is not None:
+            pulled: Literal["content", "collaborative"] = "content" if objective == "content" else "collaborative"
+            losses["regularisation"] = self.lambda_v * self.distance(*ids, pulled=pulled)
+        return losses
+
+    def recommendation_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Multinomial likelihood, and cross-entropy to the teacher's softmax over what the prompt does not name."""
+        batch = dict(batch)
+        teacher = batch.pop("teacher_logits", None)
+        output = self.recommender(**batch, num_items_in_batch=1)
+        losses = {"likelihood": output.loss}
+        if teacher is not None:
+            hidden = torch.zeros_like(output.logits, dtype=torch.bool)
+            if self.base.config.mask_prompt_items:
+                hidden = self.recommender.prompt_item_mask(batch["input_ids"], batch["attention_mask"])
+            wanted = teacher.masked_fill(hidden, -1e4).softmax(-1)
+            given = output.logits.float().masked_fill(hidden, -1e4).log_softmax(-1)
+            losses["distilled"] = -(wanted * given).sum()
+        return losses
+
+    def distance(
+        self, users: torch.Tensor, items: torch.Tensor, pulled: Literal["content", "collaborative"]
+    ) -> torch.Tensor:
+        """Σ‖z_pulled − z_other‖² over distinct users and items, the other tower's embeddings detached (paper eq. 6 and 8)."""
+        other: Literal["content", "collaborative"] = "collaborative" if pulled == "content" else "content"
+        total = torch.zeros((), device=users.device)
+        for index, mine, theirs in zip((users, items), self.base.tables(pulled), self.base.tables(other), strict=True):
+            total = total + (mine(index) - theirs(index).detach()).square().sum()
+        return total
+
+
+def share(head: type, base: CLLM4RecModel) -> nn.Module:
+    """A head over a base model that another head holds already, with no parameter of its own."""
+    with torch.device("meta"):
+        made = head(base.config)
+    made.model = base
+    made.tie_weights()
+    return made
