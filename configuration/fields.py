@@ -167,7 +167,7 @@ RULES = {
     "evaluation.batch_size": AT_LEAST_ONE,
     "evaluation.top_k": AT_LEAST_ONE,
     "evaluation.selection_users": AT_LEAST_ONE,
-    "evaluation.examples": Rule(
+    "data.examples": Rule(
         "histories as in [[a, b], [c]]", lambda examples: all(isinstance(history, list) for history in examples)
     ),
 }

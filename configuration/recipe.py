@@ -59,6 +59,9 @@ class Data:
     review_prompt: str = knob("prompt of a review's document", "{user} writes the following review for {item}:")
     item_prompt: str = knob("prompt of the document with an item's title and text", "The title and genres of {item}:")
     user_prompt: str = knob("prompt of the document with a user's text", "{user} is described as:")
+    examples: list[Any] = knob(
+        "histories (lists of raw item ids) whose recommendations are shown; none: three users of the test", []
+    )
     license: str | None = knob("licence of the data, for the model card (an identifier of the Hub)")
     source: str | None = knob("where the data come from, for the model card")
     publish_users: bool = knob("whether raw user ids may go into the published folder; they are personal data", False)
@@ -115,8 +118,13 @@ class Method:
         "what the ID embeddings start from: random (paper) or factors of iALS", "random"
     )
     initialisation_std: float = knob("standard deviation of the ID embeddings at the start", 0.05)
+    teacher: Literal["ials", "ials_and_text"] = knob(
+        "the teacher of the distillation: iALS, or iALS blended with a ridge map from the users' texts and with the likeness of "
+        "the items' texts, as validation likes it",
+        "ials",
+    )
     distillation: float = knob(
-        "share of the recommendation loss taken from a teacher's softmax (iALS), 0: none (paper)", 0.0
+        "share of the recommendation loss taken from the teacher's softmax, 0: none (paper)", 0.0
     )
 
 
@@ -148,9 +156,6 @@ class Evaluation:
     top_k: int = knob("items per user that predict.py writes", 100)
     selection_users: int = knob(
         "users that validation NDCG@100 is measured on after an epoch (a seeded sample of them)", 5000
-    )
-    examples: list[Any] = knob(
-        "histories (lists of raw item ids) whose recommendations are shown; none: three users of the test", []
     )
     baselines: list[Literal["popularity", "item_knn", "ease", "ials"]] = knob(
         "baselines fitted on the same split", ["popularity", "item_knn", "ease", "ials"]

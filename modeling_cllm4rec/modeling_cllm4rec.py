@@ -426,11 +426,8 @@ class CLLM4RecForContentLM(CLLM4RecPreTrainedModel, GenerationMixin):
         )
 
 
-class CLLM4RecForCollaborativeLM(CLLM4RecPreTrainedModel):
-    """The collaborative language model: which items a user interacts with (paper sec. 3.3.2).
-
-    Logits and loss are over the item space only.
-    """
+class CLLM4RecItemHeadModel(CLLM4RecPreTrainedModel):
+    """The base model with a softmax head over the items, tied to the collaborative item embeddings."""
 
     _tied_weights_keys = {"item_head.weight": "model.item_embeddings.weight"}  # noqa: RUF012
 
@@ -443,6 +440,17 @@ class CLLM4RecForCollaborativeLM(CLLM4RecPreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         """The item head."""
         return self.item_head
+
+    def item_logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits over the items `(..., num_items)` of states `(..., width)`."""
+        return F.linear(states, self.item_head.weight, self.model.item_bias)
+
+
+class CLLM4RecForCollaborativeLM(CLLM4RecItemHeadModel):
+    """The collaborative language model: which items a user interacts with (paper sec. 3.3.2).
+
+    Logits and loss are over the item space only.
+    """
 
     @can_return_tuple
     def forward(
@@ -476,7 +484,7 @@ class CLLM4RecForCollaborativeLM(CLLM4RecPreTrainedModel):
             targets = torch.where(labels == -100, labels, labels - first_item)
             loss = next_token_loss(hidden, self.item_head.weight, self.model.item_bias, targets, num_items_in_batch)
         if labels is None or not self.training:
-            logits = F.linear(hidden, self.item_head.weight, self.model.item_bias)
+            logits = self.item_logits(hidden)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -486,7 +494,7 @@ class CLLM4RecForCollaborativeLM(CLLM4RecPreTrainedModel):
         )
 
 
-class CLLM4RecForRecommendation(CLLM4RecPreTrainedModel):
+class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
     """The recommender: one forward pass of a soft+hard prompt ranks the whole catalogue (paper sec. 3.4).
 
     The prompt is `user_i has interacted with item_a item_c …, user_i will interact with`; the head is a softmax over all items
@@ -494,17 +502,6 @@ class CLLM4RecForRecommendation(CLLM4RecPreTrainedModel):
     """
 
     _auto_class = "AutoModelForSequenceClassification"
-    _tied_weights_keys = {"item_head.weight": "model.item_embeddings.weight"}  # noqa: RUF012
-
-    def __init__(self, config: CLLM4RecConfig) -> None:
-        super().__init__(config)
-        self.model = CLLM4RecModel(config)
-        self.item_head = nn.Linear(self.model.item_embeddings.embedding_dim, config.num_items, bias=False)
-        self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The item head."""
-        return self.item_head
 
     @can_return_tuple
     def forward(
@@ -531,7 +528,7 @@ class CLLM4RecForRecommendation(CLLM4RecPreTrainedModel):
         kwargs.setdefault("use_cache", False)
         outputs = self.model(input_ids, attention_mask, position_ids, **kwargs)
         pooled = self.read_out(outputs.last_hidden_state, input_ids, attention_mask)
-        logits = F.linear(pooled, self.item_head.weight, self.model.item_bias)
+        logits = self.item_logits(pooled)
         loss = None
         if labels is not None:
             prompt_items = self.prompt_item_mask(input_ids, attention_mask) if self.config.mask_prompt_items else None

@@ -10,7 +10,7 @@ from configuration.errors import InputError
 from configuration.recipe import Recipe
 from modeling_cllm4rec import CLLM4RecForRecommendation
 from training.command_line import make_parser, run_script
-from training.data.corpora import open_corpora
+from training.data.corpora import corpus_fingerprint, open_corpora
 from training.hub.folder import write_model_folder
 from training.run import (
     Run,
@@ -47,8 +47,11 @@ def finetune(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -
     if not (start / "config.json").is_file():
         raise InputError(f"{start}: no pretrained model is there; run training/pretrain.py with the same recipe first")
     corpora = open_corpora(run.corpora)
-    run.check_pretrained(corpora)
+    mark = corpus_fingerprint(recipe, corpora.info["source"])
+    run.check_checkpoint("pretrain", mark)
     run.check_free("finetune", resume=resume, overwrite=overwrite)
+    if resume:
+        run.check_checkpoint("finetune", mark)
     accelerator = make_accelerator(recipe, recipe.finetune, run.folder)
     if overwrite and accelerator.is_main_process:
         run.clear("finetune")
@@ -56,19 +59,26 @@ def finetune(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -
         started = time.perf_counter()
         attention = recipe.backbone.attn_implementation
         model = CLLM4RecForRecommendation.from_pretrained(start, attn_implementation=attention)
+        # Both are of this stage alone, and pretraining may have been run with others.
+        model.config.readout = recipe.method.readout
+        model.config.mask_prompt_items = recipe.method.mask_prompt_items
         learn_backbone(recipe, model)
         # In this stage the content tower stands still and pulls.
         if model.config.content_tower:
             for table in model.model.tables("content"):
                 table.requires_grad_(False)
         towers = Towers(model, recipe.method.lambda_v, recipe.method.distillation)
+        teacher = None
+        if recipe.method.distillation > 0:
+            with accelerator.main_process_first():  # the others open what it fitted
+                teacher = run.teacher(corpora)
         objective = recommendation_objective(
             corpora,
             recipe.method,
             layout_of(corpora),
             recipe.seed,
             regularise=model.config.content_tower,
-            teacher=run.teacher(corpora) if recipe.method.distillation > 0 else None,
+            teacher=teacher,
         )
         progress = train(
             towers,
@@ -77,14 +87,14 @@ def finetune(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -
             accelerator,
             seed=recipe.seed,
             folder=run.checkpoints("finetune"),
-            fingerprint=stage_fingerprint(recipe, corpora, "finetune"),
+            fingerprint=stage_fingerprint(recipe, mark, "finetune"),
             validate=Validation(model, corpora, recipe, accelerator),
             resume=resume,
         )
         if accelerator.is_main_process:
             best = run.checkpoints("finetune") / "best" if progress.epoch else start
             write_model_folder(best, run.model, corpora, recipe)
-            run.note_stage("finetune", time.perf_counter() - started)
+            run.note_stage("finetune", progress, time.perf_counter() - started)
             logger.info(
                 "fine-tuning: %d epochs in %.0f s, best validation NDCG@100 %.4f in epoch %d; model in %s",
                 progress.epoch, time.perf_counter() - started, progress.best_ndcg_at_100, progress.best_epoch, run.model,

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from configuration.errors import InputError
 from configuration.recipe import Recipe
 from training.command_line import make_parser, run_script
-from training.data.corpora import Corpora, open_corpora
+from training.data.corpora import Corpora, corpus_fingerprint, open_corpora
 from training.evaluation.baselines import fit_baselines
 from training.evaluation.perplexity import review_perplexity
 from training.evaluation.pictures import draw_curves, draw_item_map
@@ -26,6 +26,7 @@ from training.evaluation.ranking import evaluate_scores
 from training.evaluation.results import hardware, metrics_table, show_recommendations, versions
 from training.files import write_text, written_whole
 from training.run import ModelScores, Run, layout_of, logged, make_accelerator, peak_memory_bytes, split_matrix
+from training.stages.teacher import fitted_ials
 
 logger = logging.getLogger("training.predict")
 
@@ -43,9 +44,10 @@ def predict(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
 
     Returns:
         What `results.json` holds. Beside it, `predictions.parquet` has every user's best items and `pictures/` the curves.
+        Of several processes the first does it all; the others return nothing at once.
 
     Raises:
-        InputError: if there is no trained model, or results are there already.
+        InputError: if there is no trained model, it belongs to another recipe, or results are there already.
     """
     run = Run.of(recipe)
     if not (run.model / "config.json").is_file():
@@ -55,8 +57,14 @@ def predict(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
     if (run.folder / "results.json").exists() and not overwrite:
         raise InputError(f"{run.folder / 'results.json'} exists already; replace it with --overwrite")
     corpora = open_corpora(run.corpora)
-    run.check_pretrained(corpora)
+    for stage in ("pretrain", "finetune"):
+        run.check_checkpoint(stage, corpus_fingerprint(recipe, corpora.info["source"]))
+    if "finetune" not in run.stage_costs():
+        raise InputError(f"{run.model} is older than the pretraining beside it; run training/finetune.py first")
+    examples = example_histories(corpora, recipe)
     accelerator = make_accelerator(recipe, None, run.folder)
+    if not accelerator.is_main_process:
+        return {}
     with logged(run, accelerator, tracker=False):
         started = time.perf_counter()
         model = AutoModelForSequenceClassification.from_pretrained(run.model, trust_remote_code=True).to(
@@ -65,13 +73,13 @@ def predict(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
         results: dict[str, Any] = {"recipe": asdict(recipe), "seed": recipe.seed, "data": corpora.info}
         results |= measure(model, corpora, recipe, run)
         if recipe.evaluation.baselines:
-            results["baselines"] = measure_baselines(corpora, recipe)
+            results["baselines"] = measure_baselines(corpora, recipe, run)
         results["review_perplexity"] = measure_perplexity(corpora, recipe, run, accelerator)
         results |= training_record(run, time.perf_counter() - started)
-        write_text(run.folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False))
         draw_pictures(model, corpora, run)
+        write_text(run.folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False))
         logger.info("\n%s", metrics_table(results))
-        logger.info("\n%s", "\n\n".join(example_recommendations(model, corpora, recipe)))
+        logger.info("\n%s", "\n\n".join(example_recommendations(model, corpora, *examples)))
         logger.info(
             "\n%.0f s in all, %.1f GB at the most. Figures: %s; pictures: %s; open %s with "
             "AutoModelForSequenceClassification.from_pretrained(…, trust_remote_code=True)",
@@ -104,11 +112,17 @@ def measure(model: torch.nn.Module, corpora: Corpora, recipe: Recipe, run: Run) 
     return {"test": on_test.figures().to_dict(), "validation": on_validation.figures().to_dict()}
 
 
-def measure_baselines(corpora: Corpora, recipe: Recipe) -> dict[str, Any]:
+def measure_baselines(corpora: Corpora, recipe: Recipe, run: Run) -> dict[str, Any]:
     """The baselines, fitted on train, tuned on validation, on the test split; validation items are not ranked."""
     train, validation, test = (split_matrix(corpora, name) for name in ("recommendation", "validation", "test"))
     users, seen = np.flatnonzero(np.diff(test.indptr)), (train + validation).tocsr()
-    fitted = fit_baselines(train, validation, recipe.evaluation.baselines, seed=recipe.seed)
+    names = recipe.evaluation.baselines
+    ials = fitted_ials(run.checkpoints("teacher")) if "ials" in names else None
+    fitted = fit_baselines(
+        train, validation, [name for name in names if name != "ials" or ials is None], seed=recipe.seed
+    )
+    if ials is not None:
+        fitted["ials"] = ials
     return {
         name: evaluate_scores(baseline.score, users, seen, test).figures().to_dict()
         | {"settings": baseline.settings, "validation_ndcg_at_100": baseline.validation_ndcg_at_100}
@@ -158,27 +172,31 @@ def draw_pictures(model: Any, corpora: Corpora, run: Run) -> None:
         )
 
 
-def example_recommendations(model: Any, corpora: Corpora, recipe: Recipe) -> list[str]:
-    """Recommendations for the recipe's example histories, or else for three users, as a person reads them.
+def example_histories(corpora: Corpora, recipe: Recipe) -> tuple[list[list[int]], list[int | None]]:
+    """Item indices of the recipe's example histories, of nobody known, or else of three users.
 
     Raises:
         InputError: if an example names an item that is not in the catalogue.
     """
-    items = corpora.items()
-    index = {item["id"]: j for j, item in enumerate(items)}
-    users: list[int | None]
-    if recipe.evaluation.examples:
-        unknown = [raw for history in recipe.evaluation.examples for raw in history if raw not in index]
+    if recipe.data.examples:
+        index = {item["id"]: j for j, item in enumerate(corpora.items())}
+        unknown = [raw for history in recipe.data.examples for raw in history if raw not in index]
         if unknown:
             raise InputError(
-                f"evaluation.examples: no item {unknown[0]!r} is in the catalogue; give raw item ids of the data"
+                f"data.examples: no item {unknown[0]!r} is in the catalogue; give raw item ids of the data"
             )
-        histories = [[index[raw] for raw in history] for history in recipe.evaluation.examples]
-        users = [None] * len(histories)
-    else:
-        known, rows = corpora.histories("recommendation")
-        places = np.linspace(0, len(known) - 1, SHOWN_EXAMPLES).astype(int)
-        histories, users = [rows[place].tolist() for place in places], [int(known[place]) for place in places]
+        histories = [[index[raw] for raw in history] for history in recipe.data.examples]
+        return histories, [None] * len(histories)
+    known, rows = corpora.histories("recommendation")
+    places = np.unique(np.linspace(0, len(known) - 1, SHOWN_EXAMPLES).astype(int))
+    return [rows[place].tolist() for place in places], [int(known[place]) for place in places]
+
+
+def example_recommendations(
+    model: Any, corpora: Corpora, histories: list[list[int]], users: list[int | None]
+) -> list[str]:
+    """Recommendations for histories, as a person reads them."""
+    items = corpora.items()
     best = model.recommend(histories, users, k=SHOWN_ITEMS)
     return [
         show_recommendations(

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pandas as pd
 
+from configuration.load import dump_recipe
 from configuration.recipe import Recipe
 from training.command_line import make_parser, run_script
-from training.data.corpora import open_corpora
+from training.data.corpora import corpus_fingerprint, open_corpora
 from training.data.interactions import build_interactions
 from training.data.readers import read_tables
-from training.files import written_whole
+from training.files import write_text, written_whole
 from training.run import (
     Run,
     Validation,
+    check_backbone,
     layout_of,
     learn_backbone,
     logged,
@@ -61,23 +63,32 @@ def pretrain(
     """
     run = Run.of(recipe)
     run.check_free("pretrain", resume=resume, overwrite=overwrite)
+    check_backbone(recipe)
     accelerator = make_accelerator(recipe, recipe.pretrain, run.folder)
     started = time.perf_counter()
     interactions = None
     if accelerator.is_main_process:
         interactions = build_interactions(read_tables(recipe.data, frame), recipe.data, recipe.seed)
-        if overwrite:
-            run.clear("pretrain", "finetune")
+        if resume:
+            run.check_checkpoint("pretrain", corpus_fingerprint(recipe, interactions.source))
     with logged(run, accelerator):
         if interactions is not None:
-            prepare_corpora(run, interactions, keep=resume)
+            prepare_corpora(run, interactions)
         accelerator.wait_for_everyone()
         corpora = open_corpora(run.corpora)
         model = make_model(recipe, corpora)
         if init_from is not None:
             start_from_run(model, corpora, Path(init_from))
-        elif recipe.method.initialisation == "ials":
-            teacher = run.teacher(corpora)
+        # By now all that can be wrong was looked at.
+        if accelerator.is_main_process:
+            if not (resume and run.is_begun("pretrain")):
+                # A teacher may be left of a run on other data that broke off early.
+                run.clear("pretrain", "finetune", "teacher")
+            write_text(run.folder / "recipe.yaml", dump_recipe(recipe))
+        accelerator.wait_for_everyone()
+        if init_from is None and recipe.method.initialisation == "ials":
+            with accelerator.main_process_first():  # the others open what it fitted
+                teacher = run.teacher(corpora)
             start_from_factors(model.model, teacher, recipe.method.initialisation_std)
         learn_backbone(recipe, model)
         towers = Towers(model, recipe.method.lambda_v)
@@ -97,14 +108,14 @@ def pretrain(
             accelerator,
             seed=recipe.seed,
             folder=run.checkpoints("pretrain"),
-            fingerprint=stage_fingerprint(recipe, corpora, "pretrain"),
+            fingerprint=stage_fingerprint(recipe, corpora.info["fingerprint"], "pretrain"),
             validate=Validation(model, corpora, recipe, accelerator),
             resume=resume,
         )
         if accelerator.is_main_process:
             with written_whole(run.checkpoints("pretrain") / "final") as target:
                 towers.save_model(target)
-            run.note_stage("pretrain", time.perf_counter() - started)
+            run.note_stage("pretrain", progress, time.perf_counter() - started)
             logger.info("pretraining: %d epochs in %.0f s", progress.epoch, time.perf_counter() - started)
     return run
 

@@ -10,33 +10,40 @@ import resource
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
+from safetensors import SafetensorError
 from scipy.sparse import csr_matrix
-from transformers import AutoConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from configuration.errors import InputError
-from configuration.load import dump_recipe, fingerprint
-from configuration.recipe import Recipe, Stage
+from configuration.load import fingerprint
+from configuration.recipe import Backbone, Recipe, Stage
 from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation
 from training.data.batches import Layout, evaluation_batch
-from training.data.corpora import Corpora, build_corpora, corpus_fingerprint, open_corpora
-from training.data.interactions import Interactions
+from training.data.corpora import Corpora, build_corpora, load_from_backbone
+from training.data.interactions import VALIDATION, Interactions
 from training.data.ragged import Ragged
 from training.evaluation.ranking import evaluate_scores
 from training.files import unwritable, write_text
-from training.stages.initialisation import Teacher, ials_teacher
+from training.stages.loop import Progress
+from training.stages.teacher import Teacher, fit_teacher
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_SEED = Recipe().seed
+SPECIAL_WORDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 PRETRAINING_FIELDS = tuple(
     f"method.{name}"
     for name in (
@@ -48,6 +55,7 @@ PRETRAINING_FIELDS = tuple(
         "item_bias",
         "initialisation",
         "initialisation_std",
+        "teacher",
     )
 )
 
@@ -88,7 +96,7 @@ class Run:
         taken = self.checkpoints(stage)
         if resume and overwrite:
             raise InputError("--resume and --overwrite exclude each other: one continues a run, the other replaces it")
-        if taken.exists() and not resume and not overwrite:
+        if taken.is_dir() and any(taken.iterdir()) and not resume and not overwrite:
             raise InputError(
                 f"{taken} exists already; continue it with --resume, replace it with --overwrite, or choose another name=…"
             )
@@ -99,30 +107,37 @@ class Run:
             shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
 
     def teacher(self, corpora: Corpora) -> Teacher:
-        """IALS on the training split with settings chosen on validation; kept in `checkpoints/teacher`."""
+        """The teacher of the recipe, fitted on the training split and chosen on validation; kept in `checkpoints/teacher`."""
         train, validation = split_matrix(corpora, "recommendation"), split_matrix(corpora, "validation")
-        return ials_teacher(train, validation, self.recipe.seed, self.checkpoints("teacher"))
+        words, kind = corpora.tokenizer.num_words, self.recipe.method.teacher
+        cache = self.checkpoints("teacher")
+        return fit_teacher(train, validation, corpora.texts("content"), words, kind, self.recipe.seed, cache)
 
-    def check_pretrained(self, corpora: Corpora) -> None:
-        """Refuse a pretrained model of another data set, backbone or method.
+    def check_checkpoint(self, stage: str, corpora_fingerprint: str) -> None:
+        """Refuse a stage's checkpoint of another data set, backbone or method.
 
         Raises:
-            InputError: if the recipe differs from the one that `pretrain` was run with, other than in later stages.
+            InputError: if data or recipe differ from those that the stage was run with, other than in later stages.
         """
-        path = self.checkpoints("pretrain") / "progress.json"
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["fingerprint"] != stage_fingerprint(
-            self.recipe, corpora, "pretrain"
-        ):
+        path = self.checkpoints(stage) / "progress.json"
+        mark = stage_fingerprint(self.recipe, corpora_fingerprint, stage)
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["fingerprint"] != mark:
             raise InputError(
-                f"{path.parent}: this checkpoint belongs to another data set, backbone or recipe; give the recipe and overrides that "
-                "training/pretrain.py was run with, or run it again with --overwrite"
+                f"{path.parent}: this checkpoint belongs to another data set, backbone or recipe; give the data, recipe and overrides "
+                f"that training/{stage}.py was run with, or run it again with --overwrite"
             )
 
-    def note_stage(self, stage: str, seconds: float) -> None:
-        """Keep what a stage cost beside its checkpoints."""
+    def is_begun(self, stage: str) -> bool:
+        """Whether an epoch of the stage was finished, or all of its none."""
+        return (self.checkpoints(stage) / "progress.json").is_file()
+
+    def note_stage(self, stage: str, progress: Progress, seconds: float) -> None:
+        """Keep how far a finished stage has come and what it cost beside its checkpoints."""
         path = self.checkpoints(stage) / "stage.json"
         earlier = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
         cost = {"seconds": earlier + seconds, "peak_memory_bytes": peak_memory_bytes()}
+        # Without an epoch the loop has written none, and the next stage looks at its fingerprint.
+        write_text(self.checkpoints(stage) / "progress.json", json.dumps(asdict(progress), indent=2))
         write_text(path, json.dumps(cost, indent=2))
 
     def epochs(self, stage: str) -> list[dict[str, Any]]:
@@ -140,10 +155,10 @@ class Run:
 def logged(run: Run, accelerator: Accelerator, *, tracker: bool = True) -> Iterator[None]:
     """Log lines of the main process go to the run's `log` and to the console, figures to the tracker, for the block's time.
 
-    Where the block finds the input wrong before anything was trained, a folder that it made is removed again.
+    Where the block finds the input wrong before anything was trained, the folders that it made are removed again.
     """
     root, level = logging.getLogger("training"), logging.getLogger("training").level
-    made = not run.folder.exists()
+    made = [folder for folder in (run.folder, *run.folder.parents) if not folder.exists()]
     handlers: list[logging.Handler] = []
     if accelerator.is_main_process:
         try:
@@ -155,13 +170,16 @@ def logged(run: Run, accelerator: Accelerator, *, tracker: bool = True) -> Itera
         root.setLevel(logging.INFO)
         for handler in handlers:
             root.addHandler(handler)
-    if tracker and run.recipe.tracker != "none":
-        accelerator.init_trackers("tensorboard")
     try:
+        if tracker and run.recipe.tracker != "none":
+            accelerator.init_trackers("tensorboard")
         yield
     except InputError:
         if made and not (run.folder / "checkpoints").exists():
             shutil.rmtree(run.folder, ignore_errors=True)
+            with suppress(OSError):
+                for folder in made[1:]:
+                    folder.rmdir()
         raise
     finally:
         accelerator.end_training()
@@ -185,6 +203,8 @@ def make_accelerator(recipe: Recipe, stage: Stage | None, folder: Path) -> Accel
         if device is not None
         else not (torch.cuda.is_available() or torch.backends.mps.is_available())
     )
+    # A notebook runs one stage after the other; Accelerate would keep the precision of the first one for good.
+    AcceleratorState._reset_state()
     try:
         return Accelerator(
             cpu=on_cpu,
@@ -194,8 +214,9 @@ def make_accelerator(recipe: Recipe, stage: Stage | None, folder: Path) -> Accel
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
     except (ValueError, ImportError) as error:
+        precision = "no" if stage is None else stage.mixed_precision
         raise InputError(
-            f"device {recipe.device!r}, tracker {recipe.tracker!r}: {str(error).splitlines()[0]}"
+            f"device {recipe.device!r}, tracker {recipe.tracker!r}, mixed_precision {precision!r}: {str(error).splitlines()[0]}"
         ) from error
 
 
@@ -221,25 +242,18 @@ def check_device(name: str) -> torch.device | None:
     return device
 
 
-def prepare_corpora(run: Run, interactions: Interactions, *, keep: bool) -> Corpora:
+def prepare_corpora(run: Run, interactions: Interactions) -> Corpora:
     """Build the corpora, or open them where they are up to date.
 
-    Args:
-        run: The run; the recipe is written beside the corpora.
-        interactions: What they are built from.
-        keep: Whether checkpoints depend on the corpora that are there, so that others are refused.
-
     Raises:
-        InputError: if `keep` and the corpora that are there were made from other data or with another recipe.
+        InputError: if nothing is held out for validation, the backbone's tokenizer will not do, or the disk is full.
     """
-    there = open_corpora(run.corpora).info["fingerprint"] if (run.corpora / "info.json").is_file() else None
-    if keep and there not in (None, corpus_fingerprint(run.recipe, interactions.source)):
+    if not (interactions.splits == VALIDATION).any():
         raise InputError(
-            f"{run.corpora}: these corpora were made from other data or with another recipe, and checkpoints depend on them; "
-            "start anew with --overwrite or choose another name=…"
+            "data.split: no user has an item for validation, which chooses the best epoch; users need at least 3 interactions, "
+            "a given split some rows with 'validation'"
         )
     corpora = build_corpora(interactions, run.recipe, run.corpora)
-    write_text(run.folder / "recipe.yaml", dump_recipe(run.recipe))
     for counts in (corpora.info["counts"], corpora.info["filtered"]):
         shown = [f"{value:,} {name.replace('_', ' ')}" for name, value in counts.items() if value]
         if shown:
@@ -247,10 +261,10 @@ def prepare_corpora(run: Run, interactions: Interactions, *, keep: bool) -> Corp
     return corpora
 
 
-def stage_fingerprint(recipe: Recipe, corpora: Corpora, stage: str) -> str:
+def stage_fingerprint(recipe: Recipe, corpora_fingerprint: str, stage: str) -> str:
     """What a checkpoint of a stage depends on: a method field that only fine-tuning reads does not undo pretraining."""
     method = PRETRAINING_FIELDS if stage == "pretrain" else ("method",)
-    return fingerprint(recipe, ("backbone", *method, stage, "seed")) + corpora.info["fingerprint"]
+    return fingerprint(recipe, ("backbone", *method, stage, "seed")) + corpora_fingerprint
 
 
 def layout_of(corpora: Corpora) -> Layout:
@@ -294,25 +308,53 @@ def make_model(recipe: Recipe, corpora: Corpora) -> CLLM4RecForRecommendation:
             return CLLM4RecForRecommendation.from_backbone(
                 backbone.name, backbone_layers=backbone.layers, gguf_file=backbone.gguf_file, **loading, **fields
             )
-        config = dict(backbone.config)
-        made = AutoConfig.for_model(
-            config.pop("model_type"),
-            **(
-                {
-                    "bos_token_id": end,
-                    "eos_token_id": end,
-                    "pad_token_id": end,
-                    "vocab_size": corpora.tokenizer.num_words,
-                }
-                | config
-            ),
-        )
-        if backbone.layers is not None:
-            made.num_hidden_layers = backbone.layers
-        return CLLM4RecForRecommendation._from_config(CLLM4RecConfig(backbone_config=made, **fields), **loading)
-    except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
+        words = {"vocab_size": corpora.tokenizer.num_words} | dict.fromkeys(SPECIAL_WORDS, end)
+        config = CLLM4RecConfig(backbone_config=backbone_config(backbone, **words), **fields)
+        return CLLM4RecForRecommendation._from_config(config, **loading)
+    except InputError:
+        raise
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         where = "backbone.config" if backbone.name is None else f"backbone.name {backbone.name!r}"
         raise InputError(f"{where}: no such backbone can be had here: {str(error).splitlines()[0]}") from error
+
+
+def check_backbone(recipe: Recipe) -> None:
+    """Refuse a backbone that is not there or cannot be made, before anything is read or written.
+
+    Raises:
+        InputError: naming the field.
+    """
+    if recipe.backbone.name is None:
+        backbone_config(recipe.backbone)
+    else:
+        load_from_backbone(AutoConfig, recipe)
+
+
+def backbone_config(backbone: Backbone, **of_words: Any) -> PreTrainedConfig:
+    """The configuration of a backbone that is made on the spot.
+
+    Args:
+        backbone: Its section of the recipe.
+        of_words: The fields that follow from the tokenizer; they win over the recipe's.
+
+    Raises:
+        InputError: if transformers knows no such decoder, or cannot make it.
+    """
+    fields = backbone.config | of_words
+    kind = str(fields.pop("model_type"))
+    if kind not in CONFIG_MAPPING:
+        nearest = get_close_matches(kind, CONFIG_MAPPING, n=1) or ["gpt2"]
+        raise InputError(f"backbone.config: there is no model_type {kind!r}; the nearest is {nearest[0]!r}")
+    try:
+        config = AutoConfig.for_model(kind, **fields)
+        if backbone.layers is not None:
+            config.num_hidden_layers = backbone.layers
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # a wrong number makes transformers fail in whatever way
+        reason = shorten(str(error), 200)
+        raise InputError(f"backbone.config: no decoder {kind!r} can be made from it ({reason}); correct it") from error
+    return config
 
 
 def learn_backbone(recipe: Recipe, model: CLLM4RecForRecommendation) -> None:
@@ -321,10 +363,10 @@ def learn_backbone(recipe: Recipe, model: CLLM4RecForRecommendation) -> None:
         return
     from peft import LoraConfig, get_peft_model
 
-    linear = LoraConfig(
-        r=recipe.backbone.lora_rank, lora_alpha=2 * recipe.backbone.lora_rank, target_modules="all-linear"
-    )
-    model.model.backbone = get_peft_model(model.model.backbone, linear)
+    rank, backbone = recipe.backbone.lora_rank, model.model.backbone
+    transposed = any(isinstance(module, Conv1D) for module in backbone.modules())  # GPT-2's linear layers
+    linear = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", fan_in_fan_out=transposed)
+    model.model.backbone = get_peft_model(backbone, linear)
 
 
 class ModelScores:

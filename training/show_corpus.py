@@ -8,10 +8,11 @@ import sys
 
 import numpy as np
 
+from configuration.errors import InputError
 from configuration.recipe import Recipe
 from training.command_line import make_parser, run_script
 from training.data.batches import Batch, collaborative_batch, content_batch, recommendation_batch
-from training.data.corpora import KINDS, Corpora, build_corpora, open_corpora
+from training.data.corpora import KINDS, Corpora, build_corpora, corpus_fingerprint, open_corpora
 from training.data.interactions import build_interactions
 from training.data.readers import read_tables
 from training.run import Run, layout_of
@@ -27,10 +28,20 @@ def show_corpus(recipe: Recipe, count: int = 3, epoch: int = 0) -> str:
 
     Returns:
         The text that the script prints: counts, then prompt and main text apart, raw ids beside the tokens.
+
+    Raises:
+        InputError: for wrong data, a number below 0, or corpora that were made with another recipe.
     """
+    for name, number in (("--count", count), ("--epoch", epoch)):
+        if number < 0:
+            raise InputError(f"{name} is {number}, it must be at least 0")
     run = Run.of(recipe)
     if (run.corpora / "info.json").is_file():
         corpora = open_corpora(run.corpora)
+        if corpora.info["fingerprint"] != corpus_fingerprint(recipe, corpora.info["source"]):
+            raise InputError(
+                f"{run.corpora}: these corpora were made with another recipe; give the one they were made with, or another name=…"
+            )
     else:
         corpora = build_corpora(
             build_interactions(read_tables(recipe.data), recipe.data, recipe.seed), recipe, run.corpora

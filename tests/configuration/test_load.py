@@ -212,7 +212,7 @@ def test_an_ill_typed_field_names_itself_its_value_and_what_it_may_be(word, comp
         ("pretrain.epochs=-1", "at least 0"),
         ("pretrain.batch_size=0", "at least 1"),
         ("finetune.lr=0", "more than 0"),
-        ("evaluation.examples=[a, b]", "histories as in [[a, b], [c]]"),
+        ("data.examples=[a, b]", "histories as in [[a, b], [c]]"),
     ],
 )
 def test_a_value_out_of_range_names_its_field_and_range(word, complaint):

@@ -13,10 +13,10 @@ from configuration.recipe import Method
 from training.data.corpora import Texts
 from training.data.ragged import Ragged
 
-# Documents are sorted by length within so many batches, so that a batch holds little padding and stays random.
+# Documents are sorted by length within so many batches, so that a batch holds little padding.
 BATCHES_PER_BUCKET = 32
 
-ORDER, SHARE, USER_TOKEN, PLAN = range(4)  # one stream of random numbers for each kind of choice
+ORDER, SHARE, USER_TOKEN, PLAN, BLUR = range(5)  # one stream of random numbers for each kind of choice
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> l
     steps = []
     for start in range(0, len(order), bucket):
         part = order[start : start + bucket]
-        part = part[np.argsort(lengths[part], kind="stable")]
+        # By a length that is blurred anew each epoch: else a small corpus would be cut into the same steps every time.
+        blurred = lengths[part] * (1 + uniform(seed, epoch, BLUR, part))
+        part = part[np.argsort(blurred, kind="stable")]
         steps += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
     turn = np.argsort(uniform(seed, epoch, PLAN, len(lengths) + np.arange(len(steps))), kind="stable")
     return [steps[i] for i in turn]

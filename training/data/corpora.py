@@ -4,6 +4,7 @@
 `items.jsonl`, `users.jsonl` and `info.json`. ID sequences are built by arithmetic, text is tokenised once, in batch.
 """
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -22,7 +23,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from configuration.errors import InputError
 from configuration.load import fingerprint
-from configuration.recipe import Recipe
+from configuration.recipe import Data, Recipe
 from modeling_cllm4rec.tokenization_cllm4rec import TokenizerWithUserItemIDTokens, train_byte_level_bpe
 from training.data.interactions import TEST, TRAIN, VALIDATION, Interactions
 from training.data.ragged import Ragged
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 CORPORA_VERSION = 1
 REVIEW, ITEM_TEXT, USER_TEXT = 0, 1, 2
+# Fields of the data that say something about them and change nothing in the corpora.
+SAID_ONLY = ("license", "source", "publish_users", "examples")
 KINDS = ("review", "item text", "user text")
 HISTORY_PROMPT = ("{user} has interacted with", ",", " will interact with")
 TEXTS_PER_BATCH = 4096
@@ -103,7 +106,7 @@ class Texts:
 def corpus_fingerprint(recipe: Recipe, source: dict[str, str]) -> str:
     """What a folder of corpora depends on: data and text fields of the recipe, the seed, and the content of the files."""
     fields = (
-        "data",
+        *(f"data.{field.name}" for field in dataclasses.fields(Data) if field.name not in SAID_ONLY),
         "seed",
         "method.content_tower",
         "method.max_text_tokens",
@@ -137,7 +140,15 @@ def build_corpora(interactions: Interactions, recipe: Recipe, folder: Path, *, p
 
     Held-out pairs stay out of everything that training reads: their reviews are kept in `held_out_reviews` only, and their
     items are in `validation` and `test` only.
+
+    Raises:
+        InputError: if the backbone has no tokenizer that IDs can be added to, or the disk is full.
     """
+    if recipe.backbone.name is None and "vocab_size" in recipe.backbone.config:
+        raise InputError(
+            "backbone.config: vocab_size is given, but user and item ids follow the words of the vocabulary that is trained; "
+            "leave it out and set backbone.num_words"
+        )
     known = folder / "info.json"
     mark = corpus_fingerprint(recipe, interactions.source)
     if known.is_file() and json.loads(known.read_text(encoding="utf-8")).get("fingerprint") == mark:
@@ -167,7 +178,7 @@ def build_corpora(interactions: Interactions, recipe: Recipe, folder: Path, *, p
             "test": history_table(interactions, TEST),
         }.items():
             if len(table):  # `datasets` cannot open an empty folder
-                Dataset(table).save_to_disk(str(target / name))
+                save_dataset(table, target / name)
         popularity = np.bincount(interactions.items[interactions.splits == TRAIN], minlength=interactions.num_items)
         write_json_lines(
             target / "items.jsonl",
@@ -198,6 +209,17 @@ def build_corpora(interactions: Interactions, recipe: Recipe, folder: Path, *, p
         }
         (target / "info.json").write_text(json.dumps(info, indent=2, ensure_ascii=False), encoding="utf-8")
     return open_corpora(folder)
+
+
+def save_dataset(table: pa.Table, folder: Path) -> None:
+    """Write a table as `datasets` keeps it, in one record batch, so that opened columns are views of the mapped file."""
+    Dataset(table).save_to_disk(str(folder), num_shards=1)
+    (path,) = folder.glob("data-*.arrow")
+    with pa.OSFile(str(path)) as file:
+        metadata = pa.ipc.open_stream(file).schema.metadata
+    whole = table.combine_chunks().replace_schema_metadata(metadata)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, whole.schema) as writer:
+        writer.write_table(whole)
 
 
 def corpus_counts(

@@ -1,7 +1,7 @@
 """Pictures of a run: loss curves and the map of the item embeddings."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -63,8 +63,22 @@ def draw_item_map(embeddings: np.ndarray, titles: list[str], popularity: np.ndar
     shown = axis.scatter(
         points[:, 0], points[:, 1], c=np.log10(1 + popularity), s=14, cmap="viridis", alpha=0.75, linewidths=0
     )
-    for index in np.argsort(-popularity, kind="stable")[:LABELLED_ITEMS]:
-        axis.annotate(titles[index][:28], points[index], fontsize=7, xytext=(3, 2), textcoords="offset points")
+    placed: list[np.ndarray] = []
+    low, span = points.min(0), np.maximum(np.ptp(points, axis=0), 1e-12)
+    for index in np.argsort(-popularity, kind="stable"):
+        place = (points[index] - low) / span
+        # A label needs about so much of the picture; one that would cover another is left out.
+        if len(placed) < LABELLED_ITEMS and all((np.abs(place - other) > (0.24, 0.03)).any() for other in placed):
+            placed.append(place)
+            side: Literal["left", "right"] = "left" if place[0] < 0.75 else "right"
+            axis.annotate(
+                titles[index][:28],
+                points[index],
+                (4 if side == "left" else -4, 2),
+                textcoords="offset points",
+                fontsize=7,
+                ha=side,
+            )
     figure.colorbar(shown, ax=axis, label="log10(1 + training interactions)")
     axis.set(title="Item embeddings (principal components)", xticks=[], yticks=[])
     figure.savefig(path, dpi=120)

@@ -27,12 +27,17 @@ def metrics_table(results: dict[str, Any]) -> str:
     """The test figures of the model and of the baselines, best NDCG@100 last, with standard errors over users."""
     rows = [(NAMES[name], figures) for name, figures in results.get("baselines", {}).items()]
     rows.append(("CLLM4Rec", results["test"]))
-    rows.sort(key=lambda row: row[1]["ndcg_at_100"]["value"])
+    rows.sort(key=lambda row: row[1]["ndcg_at_100"]["value"] or 0.0)
     lines = [f"{'test split':<12}" + "".join(f"{title:>20}" for title in METRICS.values())]
     for name, figures in rows:
-        cells = (f"{figures[key]['value']:.4f} ± {figures[key]['standard_error']:.4f}" for key in METRICS)
-        lines.append(f"{name:<12}" + "".join(f"{cell:>20}" for cell in cells))
+        lines.append(f"{name:<12}" + "".join(f"{in_table(figures[key]):>20}" for key in METRICS))
     return "\n".join(lines)
+
+
+def in_table(mean: dict[str, float | None]) -> str:
+    """A mean and its standard error, a dash for what too few users leave undefined."""
+    value, error = ("-" if number is None else f"{number:.4f}" for number in (mean["value"], mean["standard_error"]))
+    return f"{value} ± {error}"
 
 
 def show_recommendations(history: Sequence[dict[str, Any]], recommended: Sequence[tuple[dict[str, Any], float]]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -244,15 +244,15 @@ def save_checkpoint(accelerator: Accelerator, towers: Towers, folder: Path, prog
     if better and accelerator.is_main_process:
         with written_whole(folder / "best") as target:
             towers.save_model(target)
-    if accelerator.num_processes > 1:
-        # Each process writes its own part of the state, so the folder cannot be swapped in by one of them.
-        accelerator.save_state(str(folder / "last"))
-    else:
-        with written_whole(folder / "last") as target:
-            accelerator.save_state(str(target))
-            write_text(target / "progress.json", json.dumps(asdict(progress), indent=2))
+    # Each process writes its own part of the state into the folder that the main one swaps in.
+    with written_whole(folder / "last") if accelerator.is_main_process else contextlib.nullcontext() as target:
+        shared = [str(target)]
+        broadcast_object_list(shared)
+        accelerator.save_state(shared[0])
+        if accelerator.is_main_process:
+            write_text(Path(shared[0]) / "progress.json", json.dumps(asdict(progress), indent=2))
+        accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        write_text(folder / "last" / "progress.json", json.dumps(asdict(progress), indent=2))
         write_text(folder / "progress.json", json.dumps(asdict(progress), indent=2))
     accelerator.wait_for_everyone()
 

@@ -6,8 +6,8 @@ import torch
 from configuration.recipe import Method
 from training.data.batches import Batch, Layout, recommendation_batch
 from training.data.corpora import Corpora
-from training.stages.initialisation import Teacher
 from training.stages.loop import Objective
+from training.stages.teacher import Teacher
 
 
 def recommendation_objective(

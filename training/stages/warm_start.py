@@ -46,7 +46,8 @@ def start_from_run(model: CLLM4RecForRecommendation, corpora: Corpora, folder: P
             f"--init-from {folder}: it knows none of this data set's items; it was trained on another data set"
         )
     with torch.no_grad():
-        for tower in ("collaborative", "content"):
+        # Without a content tower here, both names mean the collaborative tables.
+        for tower in ("collaborative", "content") if model.config.content_tower else ("collaborative",):
             for kind, table, source in zip(
                 ("users", "items"), model.model.tables(tower), other.model.tables(tower), strict=True
             ):

@@ -1,0 +1,225 @@
+import logging
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+
+from training.data.corpora import ITEM_TEXT, REVIEW, USER_TEXT, Texts
+from training.data.ragged import Ragged
+from training.stages import teacher as teacher_module
+from training.stages.teacher import (
+    SCALES,
+    Blend,
+    Teacher,
+    best_scale,
+    fit_teacher,
+    fit_width,
+    fitted_ials,
+    item_similarities,
+    leave_one_out_ridge,
+    similarities,
+)
+
+USERS, ITEMS, WORDS = 30, 20, 50
+GROUP_OF_USER, GROUP_OF_ITEM = np.arange(USERS) % 2, np.arange(ITEMS) % 2
+
+
+def factors(rows, width, seed=0):
+    return np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    """Users who like the items of their group; a fifth of the pairs held out."""
+    generator = np.random.default_rng(0)
+    has = generator.random((USERS, ITEMS)) < np.where(GROUP_OF_USER[:, None] == GROUP_OF_ITEM, 0.6, 0.05)
+    held_out = generator.random(has.shape) < 0.2
+    return tuple(csr_matrix(has & part, dtype=np.float32) for part in (~held_out, held_out))
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """Each user and each item is described by words of its group; the prompt's word 49 is everybody's."""
+    generator = np.random.default_rng(1)
+    owners = [(USER_TEXT, user, -1, GROUP_OF_USER[user]) for user in range(USERS)]
+    owners += [(ITEM_TEXT, -1, item, GROUP_OF_ITEM[item]) for item in range(ITEMS)]
+    documents = [[49, *(20 * group + generator.integers(0, 20, 6))] for *_, group in owners]
+    kind, user, item, _ = np.array(owners).T
+    return Texts(Ragged.from_lists(documents, np.int32), kind, user, item, np.ones(len(owners), np.int32))
+
+
+@pytest.fixture
+def make(splits, texts, tmp_path):
+    """Fit a teacher or open the one in `tmp_path/teacher`."""
+
+    def make(kind="ials_and_text", train=splits[0], validation=splits[1], texts=texts, seed=0):
+        return fit_teacher(train, validation, texts, WORDS, kind, seed, tmp_path / "teacher")
+
+    return make
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """Factors at random instead of iALS; the seeds of the fits that were made."""
+    seeds = []
+
+    def fit_baselines(train, validation, names, seed):
+        seeds.append(seed)
+        found = factors(train.shape[0], 3, seed), factors(train.shape[1], 3, seed + 1)
+        return {"ials": SimpleNamespace(factors=found, settings={"factors": 3}, validation_ndcg_at_100=0.25)}
+
+    monkeypatch.setattr(teacher_module, "fit_baselines", fit_baselines)
+    return seeds
+
+
+@pytest.mark.parametrize("width", [1, 3, 5, 9])
+@pytest.mark.parametrize(("users", "items"), [(20, 15), (3, 15), (20, 4)])
+def test_fitted_factors_are_the_truncated_svd_of_the_product(users, items, width):
+    user_factors, item_factors = factors(users, 5), factors(items, 5, seed=1)
+    fitted_users, fitted_items = fit_width(user_factors, item_factors, width)
+    left, values, right = np.linalg.svd(user_factors @ item_factors.T, full_matrices=False)
+    np.testing.assert_allclose(
+        fitted_users @ fitted_items.T, left[:, :width] * values[:width] @ right[:width], atol=1e-4
+    )
+    norms = (np.linalg.norm(fitted, axis=0) for fitted in (fitted_users, fitted_items))
+    np.testing.assert_allclose(*norms, rtol=1e-3, atol=1e-3)
+    assert fitted_users.dtype == fitted_items.dtype == np.float32
+    assert fitted_users.shape[1] == fitted_items.shape[1] <= width
+
+
+def blended(splits):
+    """A teacher of all three parts at random."""
+    blend = Blend({}, 0.0, 0.0, user_text_weight=0.5, item_text_weight=0.25, scale=6.0)
+    parts = factors(USERS, USERS, seed=2), factors(ITEMS, ITEMS, seed=3)
+    return Teacher(factors(USERS, 4), factors(ITEMS, 4, seed=1), splits[0], blend, *parts)
+
+
+def test_logits_are_the_scaled_sum_of_the_parts(splits):
+    teacher, train, users = blended(splits), splits[0].toarray(), np.array([3, 0, 3])
+    everybody = teacher.user_factors @ teacher.item_factors.T
+    everybody = everybody + 0.5 * teacher.from_user_text @ train + 0.25 * train @ teacher.from_item_text
+    np.testing.assert_allclose(teacher.logits(users), 6 * everybody[users], rtol=1e-4, atol=1e-4)
+    assert teacher.logits(users).dtype == np.float32
+
+
+@pytest.mark.parametrize("width", [1, 7, 99])
+def test_factors_of_a_blend_are_the_truncated_svd_of_all_its_scores(splits, width):
+    teacher = blended(splits)
+    users, items = teacher.factors(width)
+    left, values, right = np.linalg.svd(teacher.scores(np.arange(USERS)))
+    kept = min(width, ITEMS - 1)
+    assert users.shape == (USERS, kept)
+    assert items.shape == (ITEMS, kept)
+    np.testing.assert_allclose(users @ items.T, left[:, :kept] * values[:kept] @ right[:kept], atol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(users, axis=0), np.linalg.norm(items, axis=0), rtol=1e-3)
+
+
+def test_ridge_of_everybody_else_is_what_leaving_each_one_out_gives():
+    rows = factors(8, 3)
+    kernel = rows @ rows.T
+    hat = leave_one_out_ridge(kernel, ridge=2.0)
+    for one in range(8):
+        others = np.arange(8) != one
+        expected = kernel[one, others] @ np.linalg.inv(kernel[np.ix_(others, others)] + 2 * np.eye(7))
+        np.testing.assert_allclose(hat[one, others], expected, atol=1e-4)
+        assert hat[one, one] == 0
+
+
+def test_similarities_are_cosines_of_the_words_about_each_user_or_item():
+    rows = [[40, 1, 2], [40, 41, 2, 2], [40, 3, 2], [41, 1]]
+    kind, user, item = (
+        np.array([USER_TEXT, REVIEW, USER_TEXT, ITEM_TEXT]),
+        np.array([0, 0, 1, -1]),
+        np.array([-1, 2, -1, 0]),
+    )
+    texts = Texts(Ragged.from_lists(rows), kind, user, item, np.array([1, 2, 1, 1]))
+
+    def cosine(a, b, rows):
+        frequency = [sum(word in document for document in (a, b)) for word in range(WORDS)]
+        a, b = (np.log1p([words.count(w) for w in range(WORDS)]) for words in (a, b))
+        rarity = np.log((rows + 1) / (np.array(frequency) + 1))
+        a, b = a * rarity, b * rarity
+        return a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-12)
+
+    users, items = similarities(texts, "user", WORDS, 3), similarities(texts, "item", WORDS, 3)
+    shared = cosine([1, 2, 2, 2], [3, 2], 3)
+    assert 0.1 < shared < 0.9
+    np.testing.assert_allclose(users, [[1, shared, 0], [shared, 1, 0], [0, 0, 0]], atol=1e-6)
+    np.testing.assert_allclose(items[0, 2], cosine([1], [2, 2], 3), atol=1e-6)
+    np.testing.assert_allclose(np.diag(items), [1, 0, 1], atol=1e-6)
+
+
+def test_words_of_a_group_make_its_items_alike(splits, texts):
+    alike = item_similarities(texts, WORDS, splits[0])
+    same = GROUP_OF_ITEM[:, None] == GROUP_OF_ITEM
+    np.fill_diagonal(same, False)
+    assert alike[same].mean() > 0.1
+    assert np.abs(alike[GROUP_OF_ITEM[:, None] != GROUP_OF_ITEM]).max() < 1e-6
+    assert not np.diag(alike).any()
+    assert (splits[0] @ alike).std() == pytest.approx(1, rel=1e-5)
+
+
+def test_the_scale_is_the_one_under_which_what_was_held_out_is_likeliest():
+    # Four of five users kept the item that scores a quarter more: exp(scale / 4) = 4. What they have seen does not count.
+    seen, held_out = csr_matrix(np.float32([[0, 0, 1]] * 5)), csr_matrix(np.float32([[1, 0, 0]] * 4 + [[0, 1, 0]]))
+    scores = np.tile(np.float32([[0.25, 0.0, 9.0]]), (5, 1))
+    teacher = Teacher(scores, np.eye(3, dtype=np.float32), seen, Blend({}, 0.0, 0.0))
+    nearest = min(SCALES, key=lambda scale: abs(scale - 4 * np.log(4)))
+    assert best_scale(teacher, np.arange(5), held_out) == nearest == 6.0
+
+
+def test_a_teacher_of_ials_alone_prefers_what_alike_users_have(make):
+    teacher = make("ials")
+    logits, alike = teacher.logits(np.arange(USERS)), GROUP_OF_USER[:, None] == GROUP_OF_ITEM
+    assert logits[alike].mean() > logits[~alike].mean() + 1
+    assert (teacher.blend.user_text_weight, teacher.blend.item_text_weight) == (0.0, 0.0)
+    assert teacher.blend.validation_ndcg_at_100 == pytest.approx(teacher.blend.ials_validation_ndcg_at_100)
+
+
+def test_texts_are_blended_in_where_validation_likes_them(make, fits):
+    blend = make().blend
+    assert max(blend.user_text_weight, blend.item_text_weight) > 0
+    assert blend.validation_ndcg_at_100 > make("ials").blend.validation_ndcg_at_100 + 0.1
+
+
+@pytest.mark.parametrize("kind", ["ials", "ials_and_text"])
+def test_a_teacher_is_fitted_once_and_opens_to_the_same(make, fits, tmp_path, caplog, monkeypatch, kind):
+    monkeypatch.setattr(teacher_module, "RIDGES", (3.0,))
+    with caplog.at_level(logging.INFO, "training"):
+        fitted, opened = make(kind, seed=5), make(kind, seed=5)
+    assert fits == [5]
+    assert opened.blend == fitted.blend
+    np.testing.assert_array_equal(opened.logits(np.arange(USERS)), fitted.logits(np.arange(USERS)))
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+    assert f"validation_ndcg_at_100 {fitted.blend.validation_ndcg_at_100}" in caplog.text
+
+
+@pytest.mark.parametrize("change", ["train", "validation", "texts", "kind", "seed"])
+def test_a_teacher_for_something_else_is_fitted_anew(make, fits, splits, texts, change):
+    others = {
+        "train": csr_matrix(splits[0].toarray() * (np.arange(ITEMS) > 2)),
+        "validation": splits[0],
+        "texts": replace(texts, documents=Ragged(texts.documents.values[::-1], texts.documents.offsets)),
+        "kind": "ials",
+        "seed": 1,
+    }
+    make()
+    make(**{change: others[change]})
+    assert len(fits) == 2
+
+
+def test_without_texts_the_teacher_is_ials(make, fits):
+    none = Texts(Ragged.from_lists([]), *(np.empty(0, np.int64) for _ in range(4)))
+    blend = make(texts=none).blend
+    assert (blend.user_text_weight, blend.item_text_weight, blend.ials) == (0.0, 0.0, {"factors": 3})
+
+
+def test_the_ials_of_a_teacher_is_a_baseline(make, fits, tmp_path):
+    assert fitted_ials(tmp_path / "teacher") is None
+    teacher = make()
+    baseline = fitted_ials(tmp_path / "teacher")
+    assert (baseline.name, baseline.settings, baseline.validation_ndcg_at_100) == ("ials", {"factors": 3}, 0.25)
+    users = np.array([4, 2])
+    np.testing.assert_array_equal(baseline.score(users), teacher.user_factors[users] @ teacher.item_factors.T)

@@ -1,0 +1,294 @@
+"""A classical teacher for the recommendation head: iALS, blended with what the texts say, fitted on the training split.
+
+Not in the paper: `method.distillation` says how much of the loss comes from it, `method.teacher` what it is made of. On a small
+set the risk is overfitting, and a teacher cures most of it.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from scipy.linalg import cho_factor, cho_solve
+from scipy.sparse import csr_matrix, diags
+from scipy.sparse.linalg import LinearOperator, svds
+
+from training.data.corpora import Texts
+from training.evaluation.baselines import FittedBaseline, fit_baselines
+from training.evaluation.ranking import evaluate_scores
+from training.files import written_whole
+
+logger = logging.getLogger(__name__)
+
+# Settings are tried one after the other, each on validation NDCG@100 with the best of those before it.
+RIDGES = (1.0, 3.0, 10.0)
+USER_TEXT_WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
+ITEM_TEXT_WEIGHTS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+SCALES = (1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
+# The texts' parts are square matrices over users and over items: above so many rows (0.4 GB) a part is left out.
+MOST_ROWS = 10_000
+COMPARED_USERS = 2_000
+
+
+@dataclass(frozen=True)
+class Blend:
+    """How a teacher was chosen on validation."""
+
+    ials: dict[str, Any]
+    ials_validation_ndcg_at_100: float
+    validation_ndcg_at_100: float
+    ridge: float = 0.0
+    user_text_weight: float = 0.0
+    item_text_weight: float = 0.0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """Scores of all items for users of the training split, and the inverse temperature that suits validation best.
+
+    Attributes:
+        user_factors: `(users, factors)` float32, of iALS.
+        item_factors: `(items, factors)` float32, of iALS.
+        train: `(users, items)` of ones.
+        blend: The weights.
+        from_user_text: `(users, users)` float32: what similar texts' users chose, one's own row left out; None: no texts.
+        from_item_text: `(items, items)` float32: how alike the items' texts are; None: no texts.
+    """
+
+    user_factors: np.ndarray
+    item_factors: np.ndarray
+    train: csr_matrix
+    blend: Blend
+    from_user_text: np.ndarray | None = None
+    from_item_text: np.ndarray | None = None
+
+    def scores(self, users: np.ndarray) -> np.ndarray:
+        """Blended scores `(users, items)`, float32."""
+        scores = self.user_factors[users] @ self.item_factors.T
+        if self.from_user_text is not None and self.blend.user_text_weight:
+            scores += self.blend.user_text_weight * (self.from_user_text[users] @ self.train)
+        if self.from_item_text is not None and self.blend.item_text_weight:
+            scores += self.blend.item_text_weight * (self.train[users] @ self.from_item_text)
+        return scores
+
+    def factors(self, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rank-`width` user and item factors whose products come nearest to all scores, `(users, ≤ width)` and `(items, ≤ width)`."""
+        parts: list[tuple[Any, Any]] = [(self.user_factors, self.item_factors.T)]
+        if self.from_user_text is not None and self.blend.user_text_weight:
+            parts.append((self.blend.user_text_weight * self.from_user_text, self.train))
+        if self.from_item_text is not None and self.blend.item_text_weight:
+            parts.append((self.train, self.blend.item_text_weight * self.from_item_text))
+        if len(parts) == 1:
+            return fit_width(self.user_factors, self.item_factors, width)
+        # The scores are a sum of products: their leading singular vectors come without the dense matrix.
+        product = LinearOperator(
+            self.train.shape,
+            matvec=lambda x: sum(left @ (right @ x) for left, right in parts),
+            rmatvec=lambda y: sum(right.T @ (left.T @ y) for left, right in parts),
+            dtype=np.float32,
+        )
+        start = np.random.default_rng(0).normal(size=min(self.train.shape)).astype(np.float32)
+        left, values, right = svds(product, k=min(width, min(self.train.shape) - 1), v0=start)
+        root = np.sqrt(values[::-1])
+        return (left[:, ::-1] * root).astype(np.float32), (right[::-1].T * root).astype(np.float32)
+
+    def logits(self, users: np.ndarray) -> np.ndarray:
+        """Unnormalised log-probabilities `(users, items)`, float32."""
+        return self.blend.scale * self.scores(users)
+
+
+def fit_teacher(
+    train: csr_matrix,
+    validation: csr_matrix,
+    texts: Texts,
+    num_words: int,
+    kind: Literal["ials", "ials_and_text"],
+    seed: int,
+    cache: Path,
+) -> Teacher:
+    """Fit the teacher with settings chosen on validation, or open what an earlier call for the same wrote to `cache`.
+
+    Args:
+        train: `(users, items)` of ones.
+        validation: Alike.
+        texts: Of the content corpus, which holds no held-out review.
+        num_words: N.
+        kind: What it is made of.
+        seed: For iALS.
+        cache: A folder of the run.
+    """
+    mark = fingerprint(train, validation, texts, kind, seed)
+    if not was_fitted_for(mark, cache):
+        teacher = choose(train, validation, texts, num_words, kind, seed)
+        with written_whole(cache) as target:
+            tables = {"users": teacher.user_factors, "items": teacher.item_factors}
+            save_file(tables, target / "factors.safetensors", metadata={"fingerprint": mark})
+            (target / "blend.json").write_text(json.dumps(asdict(teacher.blend), indent=2), encoding="utf-8")
+        return teacher
+    tables, blend = load_file(cache / "factors.safetensors"), read_blend(cache)
+    teacher = Teacher(tables["users"], tables["items"], train, blend)
+    if blend.user_text_weight:
+        teacher = replace(
+            teacher,
+            from_user_text=leave_one_out_ridge(similarities(texts, "user", num_words, train.shape[0]), blend.ridge),
+        )
+    if blend.item_text_weight:
+        teacher = replace(teacher, from_item_text=item_similarities(texts, num_words, train))
+    return teacher
+
+
+def fingerprint(train: csr_matrix, validation: csr_matrix, texts: Texts, kind: str, seed: int) -> str:
+    """What a teacher depends on: the pairs of both splits, the texts, its kind and the seed."""
+    digest = hashlib.sha256(f"{kind} {seed} {train.shape}".encode())
+    for matrix in (train, validation):
+        digest.update(matrix.indptr.tobytes() + matrix.indices.tobytes())
+    digest.update(texts.documents.values.tobytes())
+    return digest.hexdigest()
+
+
+def was_fitted_for(mark: str, cache: Path) -> bool:
+    """Whether `cache` holds the teacher with this fingerprint."""
+    path = cache / "factors.safetensors"
+    if not path.is_file():
+        return False
+    with safe_open(path, "numpy") as file:
+        return (file.metadata() or {}).get("fingerprint") == mark
+
+
+def read_blend(cache: Path) -> Blend:
+    """How the teacher in `cache` was chosen."""
+    return Blend(**json.loads((cache / "blend.json").read_text(encoding="utf-8")))
+
+
+def fitted_ials(cache: Path) -> FittedBaseline | None:
+    """The teacher's iALS as a baseline, so that it is not searched for twice; None where there is no teacher."""
+    if not (cache / "blend.json").is_file():
+        return None
+    tables, blend = load_file(cache / "factors.safetensors"), read_blend(cache)
+    users, items = tables["users"], tables["items"]
+    return FittedBaseline(
+        "ials", blend.ials, blend.ials_validation_ndcg_at_100, lambda rows: users[rows] @ items.T, (users, items)
+    )
+
+
+def choose(
+    train: csr_matrix,
+    validation: csr_matrix,
+    texts: Texts,
+    num_words: int,
+    kind: Literal["ials", "ials_and_text"],
+    seed: int,
+) -> Teacher:
+    """Search iALS, then each part of the blend in turn, on validation NDCG@100, then the softmax's scale on its likelihood."""
+    ials = fit_baselines(train, validation, ["ials"], seed=seed)["ials"]
+    assert ials.factors is not None
+    users, items = (np.ascontiguousarray(table, np.float32) for table in ials.factors)
+    compared = np.flatnonzero(np.diff(validation.indptr))
+    compared = np.sort(np.random.default_rng(seed).permutation(compared)[:COMPARED_USERS])
+
+    def measured(teacher: Teacher) -> Teacher:
+        value = evaluate_scores(teacher.scores, compared, train, validation).figures().ndcg_at_100.value
+        return replace(teacher, blend=replace(teacher.blend, validation_ndcg_at_100=value))
+
+    def best(teachers: Iterable[Teacher]) -> Teacher:
+        return max(
+            (measured(teacher) for teacher in teachers), key=lambda teacher: teacher.blend.validation_ndcg_at_100
+        )
+
+    start = Blend(ials.settings, ials.validation_ndcg_at_100, 0.0)
+    teacher = measured(Teacher(users, items, train, start))
+    if kind == "ials_and_text" and has_texts(texts.user, train.shape[0], "user"):
+        kernel = similarities(texts, "user", num_words, train.shape[0])
+        candidates = [
+            replace(
+                teacher, from_user_text=leave_one_out_ridge(kernel, ridge), blend=replace(teacher.blend, ridge=ridge)
+            )
+            for ridge in RIDGES
+        ]
+        teacher = best(
+            replace(candidate, blend=replace(candidate.blend, user_text_weight=weight))
+            for candidate in candidates
+            for weight in USER_TEXT_WEIGHTS
+        )
+    if kind == "ials_and_text" and has_texts(texts.item, train.shape[1], "item"):
+        teacher = replace(teacher, from_item_text=item_similarities(texts, num_words, train))
+        teacher = best(
+            replace(teacher, blend=replace(teacher.blend, item_text_weight=weight)) for weight in ITEM_TEXT_WEIGHTS
+        )
+    teacher = replace(teacher, blend=replace(teacher.blend, scale=best_scale(teacher, compared, validation)))
+    logger.info("teacher: %s", ", ".join(f"{name} {value}" for name, value in asdict(teacher.blend).items()))
+    return teacher
+
+
+def has_texts(owners: np.ndarray, rows: int, kind: str) -> bool:
+    """Whether there are texts of users (or items), and few enough rows for their square matrix."""
+    if rows > MOST_ROWS:
+        logger.info("teacher: the %s texts are left out, %d rows are more than %d", kind, rows, MOST_ROWS)
+    return rows <= MOST_ROWS and bool((owners >= 0).any())
+
+
+def best_scale(teacher: Teacher, users: np.ndarray, validation: csr_matrix) -> float:
+    """The inverse temperature under which the validation items are likeliest, training items left out of the softmax."""
+    if not len(users):
+        return SCALES[0]
+    scores = torch.from_numpy(teacher.scores(users))
+    seen = torch.from_numpy(teacher.train[users].toarray() > 0)
+    held_out = torch.from_numpy(validation[users].toarray())
+    likelihood = [
+        (held_out * (scale * scores).masked_fill(seen, -torch.inf).log_softmax(-1).masked_fill(seen, 0)).sum().item()
+        for scale in SCALES
+    ]
+    return SCALES[int(np.argmax(likelihood))]
+
+
+def fit_width(users: np.ndarray, items: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rank-`width` factors nearest to users · itemsᵀ (Eckart-Young), sharing the singular values evenly."""
+    (q_users, r_users), (q_items, r_items) = np.linalg.qr(users), np.linalg.qr(items)
+    left, values, right = np.linalg.svd(r_users @ r_items.T)
+    rank = min(width, len(values))
+    root = np.sqrt(values[:rank])
+    return (q_users @ left[:, :rank] * root).astype(np.float32), (q_items @ right[:rank].T * root).astype(np.float32)
+
+
+def leave_one_out_ridge(kernel: np.ndarray, ridge: float) -> np.ndarray:
+    """Kernel ridge regression's hat matrix without one's own row: `(H - diag h) / (1 - h)`, `H = K (K + ridge I)⁻¹`."""
+    factor = cho_factor(kernel + ridge * np.eye(len(kernel), dtype=kernel.dtype))
+    hat = cho_solve(factor, kernel).T
+    own = np.diag(hat).copy()
+    np.fill_diagonal(hat, 0)
+    return (hat / np.maximum(1 - own, 1e-3)[:, None]).astype(np.float32)
+
+
+def item_similarities(texts: Texts, num_words: int, train: csr_matrix) -> np.ndarray:
+    """Cosines of the items' texts without one's own, scaled so that a history's sum has standard deviation 1."""
+    alike = similarities(texts, "item", num_words, train.shape[1])
+    np.fill_diagonal(alike, 0)
+    spread = float((train[: min(1024, train.shape[0])] @ alike).std())
+    return alike / max(spread, 1e-12)
+
+
+def similarities(texts: Texts, owner: Literal["user", "item"], num_words: int, rows: int) -> np.ndarray:
+    """Cosines of the TF-IDF vectors of all words about each user (or item), `(rows, rows)` float32."""
+    documents = texts.documents
+    document = np.repeat(np.arange(len(documents)), documents.lengths)
+    place = np.arange(len(documents.values)) - np.repeat(documents.offsets[:-1], documents.lengths)
+    owners = (texts.user if owner == "user" else texts.item)[document]
+    chosen = (place >= texts.prompt_length[document]) & (owners >= 0)
+    counts = csr_matrix(
+        (np.ones(int(chosen.sum()), np.float32), (owners[chosen], documents.values[chosen])), shape=(rows, num_words)
+    )
+    counts.sum_duplicates()
+    counts.data = np.log1p(counts.data)
+    rarity = np.log((rows + 1) / (np.bincount(counts.indices, minlength=num_words) + 1)).astype(np.float32)
+    weighted = counts @ diags(rarity)
+    norms = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
+    unit = diags((1 / np.maximum(norms, 1e-12)).astype(np.float32)) @ weighted
+    return np.asarray((unit @ unit.T).toarray(), np.float32)
