@@ -1,6 +1,7 @@
 """CLLM4Rec by import: the same classes that a Hub folder carries, registered with the Auto classes of transformers."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_cllm4rec import CLLM4RecConfig
 from .modeling_cllm4rec import (
@@ -16,12 +17,16 @@ from .modeling_cllm4rec import (
     RankedItems,
     RecommendationOutput,
 )
+from .pipeline_cllm4rec import RecommendationPipeline
 from .tokenization_cllm4rec import TokenizerWithUserItemIDTokens
 
 AutoConfig.register("cllm4rec", CLLM4RecConfig)
 AutoModel.register(CLLM4RecConfig, CLLM4RecModel)
 AutoModelForCausalLM.register(CLLM4RecConfig, CLLM4RecForContentLM)
 AutoModelForSequenceClassification.register(CLLM4RecConfig, CLLM4RecForRecommendation)
+PIPELINE_REGISTRY.register_pipeline(
+    "recommendation", RecommendationPipeline, pt_model=AutoModelForSequenceClassification
+)
 
 __version__ = "0.1.0"
 
@@ -38,5 +43,6 @@ __all__ = [
     "GPT4RecommendationBaseModel",
     "RankedItems",
     "RecommendationOutput",
+    "RecommendationPipeline",
     "TokenizerWithUserItemIDTokens",
 ]

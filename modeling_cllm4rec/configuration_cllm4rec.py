@@ -1,5 +1,6 @@
 """Configuration of CLLM4Rec: a decoder of transformers whose vocabulary is extended by one token per user and per item."""
 
+import copy
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -13,6 +14,12 @@ AUTO_MAP = {
     "AutoModel": "modeling_cllm4rec.CLLM4RecModel",
     "AutoModelForCausalLM": "modeling_cllm4rec.CLLM4RecForContentLM",
     "AutoModelForSequenceClassification": "modeling_cllm4rec.CLLM4RecForRecommendation",
+}
+CUSTOM_PIPELINES = {
+    "recommendation": {
+        "impl": "pipeline_cllm4rec.RecommendationPipeline",
+        "pt": ["AutoModelForSequenceClassification"],
+    }
 }
 
 
@@ -84,6 +91,8 @@ class CLLM4RecConfig(PreTrainedConfig):
                 setattr(self, name, getattr(self.backbone_config, name, None))
         if getattr(self, "auto_map", None) is None:
             self.auto_map = dict(AUTO_MAP)
+        if getattr(self, "custom_pipelines", None) is None:
+            self.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
 
     def validate_counts(self) -> None:
         """Checked by `strict` when the configuration is made and when it is saved."""

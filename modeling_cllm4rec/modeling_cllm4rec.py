@@ -4,6 +4,7 @@ Read in this order: the base model, which resolves words, users and items to emb
 language model; the recommendation head.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -15,7 +16,8 @@ from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTr
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
-from transformers.utils import can_return_tuple
+from transformers.utils import cached_file, can_return_tuple
+from transformers.utils.hub import extract_commit_hash
 
 from .configuration_cllm4rec import CLLM4RecConfig
 
@@ -104,6 +106,8 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _skip_keys_device_placement = ("past_key_values",)
     _keys_to_ignore_on_load_unexpected = [r"content_(user|item)_embeddings\.weight$"]  # noqa: RUF012
+    revision: str | None = None
+    download_options: dict[str, Any] = {}  # noqa: RUF012 (replaced at loading, never changed)
 
     def _init_weights(self, module: nn.Module) -> None:
         # The backbone is a PreTrainedModel of its own and initialises itself; here come the ID tables and what is ours.
@@ -125,11 +129,33 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
                 self.base.word_head.requires_grad_(False)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "CLLM4RecPreTrainedModel":
-        """As in transformers; what the configuration freezes comes out frozen."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze()
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None = None,
+        *args: Any,
+        revision: str | None = "main",
+        **kwargs: Any,
+    ) -> "CLLM4RecPreTrainedModel":
+        """As in transformers; what the configuration freezes comes out frozen, and the commit is kept as `revision`.
+
+        `download_options` hold what else the download needed, so that `items.jsonl` is found in the same place.
+        """
+        names = ("cache_dir", "local_files_only", "subfolder", "token")
+        options = {name: kwargs[name] for name in names if kwargs.get(name)}
+        if pretrained_model_name_or_path is not None:
+            file = cached_file(pretrained_model_name_or_path, "config.json", revision=revision, **options)
+            revision = extract_commit_hash(file, None) or revision
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, revision=revision, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.freeze()
+        model.revision = revision
+        model.download_options = {"revision": revision, **options}
         return loaded
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled or copied: everything but the token, a secret of whoever loaded the model."""
+        options = {name: value for name, value in self.download_options.items() if name != "token"}
+        return self.__dict__ | {"download_options": options}
 
     def get_input_embeddings(self) -> nn.Module:
         """A module that embeds every id, words, users and items; its `weight` are the words."""
@@ -648,6 +674,7 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
         *,
         k: int = 10,
         exclude_seen: bool = True,
+        seen: Sequence[Sequence[int]] | None = None,
         candidates: Sequence[int] | None = None,
     ) -> RankedItems:
         """The k best items for each person.
@@ -656,7 +683,8 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
             histories: Item indices of each person, the oldest first.
             users: User index of each person; None for somebody the model does not know.
             k: How many items; at most `num_items` are given.
-            exclude_seen: Whether the whole history is left out of the ranking, also what the prompt has no room for.
+            exclude_seen: Whether what a person has seen is left out of the ranking, also what the prompt has no room for.
+            seen: Item indices that each person has seen; the histories by default.
             candidates: Item indices that may be recommended; all by default.
 
         Returns:
@@ -681,8 +709,9 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
                 raise IndexError(f"candidates hold an item outside [0, {self.config.num_items})")
             allowed[:] = False
             allowed[:, chosen.to(allowed.device)] = True
-        if exclude_seen and histories is not None:
-            for row, history in enumerate(histories):
+        seen = histories if seen is None else seen
+        if exclude_seen and seen is not None:
+            for row, history in enumerate(seen):
                 allowed[row, torch.as_tensor(list(history), dtype=torch.long, device=allowed.device)] = False
         best = scores.masked_fill(~allowed, -1.0).topk(min(k, self.config.num_items), dim=-1)
         shown = best.values >= 0

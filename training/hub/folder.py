@@ -9,7 +9,12 @@ from configuration.recipe import Recipe
 from training.data.corpora import Corpora, write_json_lines
 from training.files import written_whole
 
-REMOTE_CODE = ("configuration_cllm4rec.py", "modeling_cllm4rec.py", "tokenization_cllm4rec.py")
+REMOTE_CODE = (
+    "configuration_cllm4rec.py",
+    "modeling_cllm4rec.py",
+    "pipeline_cllm4rec.py",
+    "tokenization_cllm4rec.py",
+)
 
 
 def write_model_folder(weights: Path, folder: Path, corpora: Corpora, recipe: Recipe) -> None:

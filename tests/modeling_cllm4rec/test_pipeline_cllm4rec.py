@@ -1,0 +1,411 @@
+"""The recommendation pipeline, opened as a visitor opens it: from a folder or a repo, with the code that lies there."""
+
+import copy
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, pipeline
+
+import modeling_cllm4rec
+from modeling_cllm4rec import (
+    CLLM4RecConfig,
+    CLLM4RecForRecommendation,
+    RecommendationPipeline,
+    TokenizerWithUserItemIDTokens,
+)
+from modeling_cllm4rec.tokenization_cllm4rec import train_byte_level_bpe
+
+CODE = sorted(Path(modeling_cllm4rec.__file__).parent.glob("*_cllm4rec.py"))
+ITEMS = ["numpy", "scipy", "pandas", "astropy", "requests", "flask", "jinja2"]
+USERS = {"ann": [0, 1, 3], "bob": [4], "cas": [5, 6, 4, 0], "new": []}
+PROMPT = {"history": [10, 11], "separator": [12], "recommend": [13, 14]}
+
+
+def write_lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def item_lines(ids=ITEMS):
+    return [{"id": raw, "title": f"The {raw}", "text": "", "popularity": 1} for raw in ids]
+
+
+def user_lines(users=USERS):
+    return [{"id": raw, "text": "", "history": history} for raw, history in users.items()]
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    """A folder as it is published with its users."""
+    folder = tmp_path_factory.mktemp("complete")
+    tokenizer = TokenizerWithUserItemIDTokens.from_backbone(
+        train_byte_level_bpe([], 257), num_users=len(USERS), num_items=len(ITEMS)
+    )
+    backbone = GPT2Config(
+        vocab_size=257, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0
+    )
+    torch.manual_seed(1)
+    model = CLLM4RecForRecommendation(
+        CLLM4RecConfig(
+            backbone_config=backbone,
+            num_users=len(USERS),
+            num_items=len(ITEMS),
+            prompt_ids=PROMPT,
+            max_history=3,
+            initializer_range=0.5,
+        )
+    )
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    for path in CODE:
+        shutil.copyfile(path, folder / path.name)
+    write_lines(folder / "items.jsonl", item_lines())
+    write_lines(folder / "users.jsonl", user_lines())
+    return folder
+
+
+@pytest.fixture
+def folder(complete, tmp_path):
+    """A copy to change."""
+    return shutil.copytree(complete, tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def rec(complete):
+    return pipeline("recommendation", model=str(complete), trust_remote_code=True)
+
+
+def expected(rec, history, user=None, **options):
+    """Items and scores of the model itself, asked for one person."""
+    ranked = rec.model.recommend([history], [user], **options)
+    return [ITEMS[item] for item in ranked.items[0] if item >= 0], [s for s in ranked.scores[0].tolist() if s > 0]
+
+
+def assert_ranked(answer, items_and_scores):
+    items, scores = items_and_scores
+    assert [row["item"] for row in answer] == items
+    assert [row["score"] for row in answer] == pytest.approx(scores, abs=1e-6)
+    assert [row["rank"] for row in answer] == list(range(1, len(items) + 1))
+    assert [row["title"] for row in answer] == [f"The {raw}" for raw in items]
+
+
+def test_the_folder_names_its_task_and_its_own_pipeline(complete, rec):
+    config = json.loads((complete / "config.json").read_text())
+    assert config["custom_pipelines"] == {
+        "recommendation": {
+            "impl": "pipeline_cllm4rec.RecommendationPipeline",
+            "pt": ["AutoModelForSequenceClassification"],
+        }
+    }
+    inferred = pipeline(model=str(complete), trust_remote_code=True)
+    assert inferred.task == "recommendation"
+    for opened in (rec, inferred):
+        assert type(opened).__module__.startswith("transformers_modules.")
+
+
+def test_a_known_user_is_asked_with_the_training_history_which_is_left_out(rec):
+    answer = rec({"user": "cas"})
+    assert_ranked(answer, expected(rec, [5, 6, 4, 0], 2))
+    # max_history is 3: what the prompt has no room for is left out as well.
+    assert {row["item"] for row in answer} == {"scipy", "pandas", "astropy"}
+
+
+def test_somebody_never_seen_is_asked_with_the_history(rec):
+    answer = rec({"history": ["numpy", "pandas"]}, top_k=3)
+    assert_ranked(answer, expected(rec, [0, 2], k=3))
+    assert len(answer) == 3
+
+
+def test_a_newer_history_is_the_prompt_of_a_known_user_and_both_are_left_out(rec):
+    answer = rec({"user": "ann", "history": ["flask"]})
+    assert_ranked(answer, expected(rec, [5], 0, seen=[[0, 1, 3, 5]]))
+    assert {row["item"] for row in answer} == {"pandas", "requests", "jinja2"}
+
+
+def test_a_known_user_without_any_history_is_asked_by_the_id_alone(rec, caplog):
+    for person in ({"user": "new"}, {"user": "new", "history": []}):
+        assert_ranked(rec(person), expected(rec, [], 3))
+    assert not caplog.records
+
+
+def test_scores_are_probabilities_over_the_catalogue_whatever_is_left_out(rec):
+    everything = rec({"user": "ann"}, exclude_seen=False)
+    assert sum(row["score"] for row in everything) == pytest.approx(1)
+    assert_ranked(everything, expected(rec, [0, 1, 3], 0, exclude_seen=False))
+    scores = {row["item"]: row["score"] for row in everything}
+    for options in ({}, {"candidates": ["pandas", "flask"]}):
+        for row in rec({"user": "ann"}, **options):
+            assert row["score"] == pytest.approx(scores[row["item"]])
+
+
+def test_only_candidates_are_ranked(rec):
+    answer = rec({"history": ["numpy"]}, candidates=["flask", "numpy", "scipy"])
+    assert_ranked(answer, expected(rec, [0], candidates=[5, 0, 1]))
+    assert {row["item"] for row in answer} == {"flask", "scipy"}
+
+
+def test_parameters_given_at_opening_hold_until_a_call_says_otherwise(complete):
+    rec = pipeline(
+        "recommendation", model=str(complete), trust_remote_code=True, top_k=2, candidates=ITEMS[:4], batch_size=2
+    )
+    person = {"history": ["requests"]}
+    assert_ranked(rec(person), expected(rec, [4], k=2, candidates=range(4)))
+    assert len(rec(person, top_k=3)) == 3
+    assert_ranked(rec(person, candidates=None, top_k=6), expected(rec, [4], k=6))
+    assert len(rec(person)) == 2
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 64])
+def test_answers_do_not_depend_on_the_batch(rec, monkeypatch, batch_size, side):
+    monkeypatch.setattr(rec.tokenizer, "padding_side", side)
+    people = [
+        {"user": "ann"},
+        {"history": ["jinja2"]},
+        {"user": "cas", "history": ["numpy", "pandas"]},
+        {"user": "new"},
+        {"history": ["scipy", "numpy", "flask", "pandas"]},
+    ]
+    histories, users = [[0, 1, 3], [6], [0, 2], [], [1, 0, 5, 2]], [0, None, 2, 3, None]
+    answers = rec(people, batch_size=batch_size, exclude_seen=False)
+    assert len(answers) == 5
+    for answer, history, user in zip(answers, histories, users, strict=True):
+        assert_ranked(answer, expected(rec, history, user, exclude_seen=False))
+
+
+def test_lists_tuples_generators_and_iterators_of_inputs(rec):
+    people = [{"user": "ann"}, {"user": "bob"}, {"history": ["numpy"]}]
+    answers = [rec(person) for person in people]
+    asked = []
+
+    def visitors():
+        for person in people:
+            asked.append(person)
+            yield person
+
+    assert rec(people) == answers
+    assert rec(tuple(people)) == answers
+    assert list(rec(iter(people))) == answers
+    streamed = iter(rec(visitors()))
+    assert next(streamed) == answers[0]
+    assert len(asked) < 3, "a generator was read to its end before the first answer"
+    assert list(streamed) == answers[1:]
+    assert rec([]) == []
+
+
+def test_unknown_items_of_a_history_are_left_out_and_named(rec, caplog):
+    answer = rec({"history": ["numpy", "left-pad", "pandas", 7]})
+    assert_ranked(answer, expected(rec, [0, 2]))
+    assert [record.getMessage() for record in caplog.records] == [
+        "Left out of the history, not in the catalogue: 'left-pad', 7."
+    ]
+
+
+def test_an_empty_history_is_answered_for_nobody_in_particular_and_says_so(rec, caplog):
+    assert_ranked(rec({"history": []}), expected(rec, []))
+    assert "nobody in particular" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("person", "options", "error", "message"),
+    [
+        ({"user": "dan"}, {}, ValueError, r"unknown user 'dan': .*give \{\"history\": \[raw item ids\]\}"),
+        ({"user": ["ann"]}, {}, ValueError, r"unknown user \['ann'\]"),
+        ({"history": ["left-pad", True]}, {}, ValueError, "no item of the history is in the .*: 'left-pad', True$"),
+        ({"history": list(range(12))}, {}, ValueError, r" 8, 9 and 2 more$"),
+        ({"history": "numpy"}, {}, ValueError, "history is 'numpy'; it is a list"),
+        ({"history": 3}, {}, ValueError, "history is 3; it is a list"),
+        ({}, {}, ValueError, 'needs "user" or "history"'),
+        ({"history": None}, {}, ValueError, 'needs "user" or "history"'),
+        ("ann", {}, ValueError, r"not 'ann'$"),
+        (["ann"], {}, ValueError, r"not 'ann'$"),
+        ({"user_id": "ann"}, {}, ValueError, "unknown key of an input 'user_id', did you mean 'user'?"),
+        ({"histroy": ["numpy"]}, {}, ValueError, "did you mean 'history'?"),
+        ({"xyz": 1}, {}, ValueError, r"'xyz'\. There are user, history$"),
+        ({"user": "ann"}, {"topk": 3}, TypeError, r"unknown parameter 'topk', did you mean 'top_k'\?"),
+        ({"user": "ann"}, {"candidate": []}, TypeError, "did you mean 'candidates'?"),
+        ({"user": "ann"}, {"users": "users.jsonl"}, TypeError, "users is given once"),
+        ({"user": "ann"}, {"candidates": ["numpy", "left-pad"]}, ValueError, "not in the catalogue: 'left-pad'$"),
+        ({"user": "ann"}, {"candidates": []}, ValueError, "candidates is empty"),
+        ({"user": "ann"}, {"candidates": "numpy"}, ValueError, "candidates is 'numpy'; it is a list"),
+        ({"user": "ann"}, {"top_k": 0}, ValueError, "top_k is 0"),
+        ({"user": "ann"}, {"top_k": True}, ValueError, "top_k is True"),
+        ({"user": "ann"}, {"top_k": "3"}, ValueError, "top_k is '3'"),
+        ({"user": "ann"}, {"exclude_seen": "no"}, ValueError, "exclude_seen is 'no'"),
+    ],
+)
+def test_what_is_wrong_is_named_with_the_way_out(rec, person, options, error, message):
+    with pytest.raises(error, match=message):
+        rec(person, **options)
+
+
+def test_an_unknown_parameter_is_refused_at_opening(complete):
+    with pytest.raises(TypeError, match=r"'exclude_sean', did you mean 'exclude_seen'\?"):
+        pipeline("recommendation", model=str(complete), trust_remote_code=True, exclude_sean=False)
+
+
+def test_numbers_are_found_in_either_spelling_unless_both_are_ids(rec, complete, tmp_path):
+    ids = [1, "2", 3, "3", -4, "05", "six"]
+    items = write_lines(tmp_path / "items.jsonl", item_lines(ids))
+    rec = RecommendationPipeline(rec.model, rec.tokenizer, items=items)
+
+    def found(*raw):
+        return rec.preprocess({"history": list(raw)})["person"][1]
+
+    assert found(1, 2, 3) == (0, 1, 2)
+    assert found("1", "2", "3", "-4", "05") == (0, 1, 3, 4, 5)
+    assert found(torch.tensor([1, -4]).numpy()[0], "six") == (0, 6)
+    for stranger in (5, "5", " 1", "01", True, 1.5, None):
+        with pytest.raises(ValueError, match="no item of the history"):
+            found(stranger)
+    assert [row["item"] for row in rec({"history": ["1"]}, candidates=["-4"])] == [-4]
+
+
+def test_without_users_a_user_is_an_error_that_names_both_ways_out(folder):
+    users = shutil.move(folder / "users.jsonl", folder.parent / "people.jsonl")
+    without = pipeline("recommendation", model=str(folder), trust_remote_code=True)
+    with pytest.raises(ValueError, match=r"'ann' cannot be looked up.*users=path.*\"history\""):
+        without({"user": "ann"})
+    assert len(without({"history": ["numpy"]})) == 6
+    given = pipeline("recommendation", model=str(folder), trust_remote_code=True, users=users)
+    assert_ranked(given({"user": "ann"}), expected(given, [0, 1, 3], 0))
+    with pytest.raises(ValueError, match=r"unknown user 'dan': it is not in people\.jsonl"):
+        given({"user": "dan"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("items.jsonl", '{"id": "numpy"}\n{"id":', r"items\.jsonl, line 2: not a JSON object"),
+        ("items.jsonl", '{"title": "numpy"}\n', r"items\.jsonl, line 1: not a JSON object with an \"id\""),
+        ("items.jsonl", '{"id": "numpy"}\n', r"1 lines with 1 different ids, but the model has 7 items"),
+        ("items.jsonl", '{"id": "numpy"}\n' * 7, r"7 lines with 1 different ids, but the model has 7 items"),
+        ("users.jsonl", '{"id": "ann"}\n', r"1 lines with 1 different ids, but the model has 4 users"),
+        ("items.jsonl", None, r"no items\.jsonl beside the model .*items=path"),
+    ],
+)
+def test_files_that_are_not_the_models_are_refused(folder, name, content, message):
+    (folder / name).unlink() if content is None else (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        pipeline("recommendation", model=str(folder), trust_remote_code=True)({"user": "ann"})
+
+
+def test_a_model_object_serves_once_the_package_is_imported(complete, rec):
+    model = CLLM4RecForRecommendation.from_pretrained(complete).train()
+    tokenizer = AutoTokenizer.from_pretrained(complete)
+    mine = pipeline("recommendation", model=model, tokenizer=tokenizer)
+    assert type(mine) is RecommendationPipeline
+    people = [{"user": "ann"}, {"history": ["flask", "jinja2", "numpy"]}]
+    assert mine(people, batch_size=2) == rec(people, batch_size=2)
+    assert model.training, "the model came back in another mode"
+
+
+def test_a_head_that_cannot_recommend_is_refused(complete):
+    base = AutoModel.from_pretrained(complete)
+    with pytest.raises(TypeError, match=r"CLLM4RecModel cannot recommend.*AutoModelForSequenceClassification"):
+        pipeline("recommendation", model=base)
+
+
+def test_a_saved_pipeline_opens_with_all_that_it_needs(rec, tmp_path):
+    rec.save_pretrained(tmp_path)
+    again = pipeline("recommendation", model=str(tmp_path), trust_remote_code=True)
+    people = [{"user": "ann"}, {"history": ["flask", "numpy"]}]
+    assert again(people) == rec(people)
+    again.save_pretrained(tmp_path)  # in place
+    assert again.save_pretrained(tmp_path / "copy") is None
+    assert sorted(path.name for path in (tmp_path / "copy").glob("*.jsonl")) == ["items.jsonl", "users.jsonl"]
+
+
+def test_users_given_by_path_are_not_saved(folder, tmp_path):
+    users = shutil.move(folder / "users.jsonl", tmp_path / "users.jsonl")
+    rec = pipeline("recommendation", model=str(folder), trust_remote_code=True, users=users)
+    rec({"user": "ann"})
+    rec.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "users.jsonl").exists()
+    for path in (tmp_path / "saved").iterdir():
+        assert b"ann" not in path.read_bytes() or path.suffix in (".py", ".safetensors")
+
+
+@pytest.fixture
+def repo(complete, tmp_path, monkeypatch):
+    """A repo in the client's cache, of two commits: the titles and the users are new in the second."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    place = tmp_path / "models--me--rec"
+    commits = ["1" * 40, "2" * 40]
+    for commit in commits:
+        shutil.copytree(complete, place / "snapshots" / commit)
+    write_lines(place / "snapshots" / commits[0] / "items.jsonl", [{"id": raw, "title": "old"} for raw in ITEMS])
+    (place / "snapshots" / commits[0] / "users.jsonl").unlink()
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commits[1])
+    return commits
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_items_and_users_come_from_the_models_own_revision(repo, rec, which):
+    revision = [repo[0], None][which]
+    opened = pipeline("recommendation", model="me/rec", revision=revision, trust_remote_code=True)
+    assert opened.model.revision == repo[which]
+    answer = opened({"history": ["numpy"]})
+    assert [row["item"] for row in answer] == [row["item"] for row in rec({"history": ["numpy"]})]
+    assert answer[0]["title"] == ["old", f"The {answer[0]['item']}"][which]
+    assert (opened.users_file is None) == (which == 0)
+
+
+def test_the_commit_is_kept_by_every_way_of_loading(repo):
+    assert CLLM4RecForRecommendation.from_pretrained("me/rec").revision == repo[1]
+    assert CLLM4RecForRecommendation.from_pretrained("me/rec", revision=repo[0]).revision == repo[0]
+    loaded = AutoModelForSequenceClassification.from_pretrained("me/rec", trust_remote_code=True)
+    assert loaded.revision == repo[1]
+    model, info = CLLM4RecForRecommendation.from_pretrained("me/rec", output_loading_info=True)
+    assert model.revision == repo[1]
+    assert not info["missing_keys"]
+
+
+def test_a_token_is_used_again_but_never_pickled_or_copied(repo):
+    model = CLLM4RecForRecommendation.from_pretrained("me/rec", token="hf_secret", local_files_only=True)
+    assert model.download_options == {"revision": repo[1], "token": "hf_secret", "local_files_only": True}
+    assert copy.deepcopy(model).download_options == {"revision": repo[1], "local_files_only": True}
+    assert b"hf_secret" not in pickle.dumps(model)
+
+
+BARE = """
+import json, sys
+for name in ("modeling_cllm4rec", "configuration", "training", "accelerate", "datasets", "pandas", "peft", "pyarrow", "scipy"):
+    sys.modules[name] = None
+from transformers import pipeline
+source, copy = sys.argv[1:]
+rec = pipeline("recommendation", model=source, trust_remote_code=True)
+rec.save_pretrained(copy)
+people = [{"user": "ann"}, {"history": ["flask"]}]
+for opened in (rec, pipeline(model=copy, trust_remote_code=True)):
+    assert type(opened.model).__module__.startswith("transformers_modules."), type(opened.model)
+    print(json.dumps(opened(people, batch_size=2)))
+"""
+
+
+@pytest.mark.slow
+def test_a_bare_process_needs_torch_and_transformers_only(complete, rec, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", BARE, complete, tmp_path / "copy"],
+        cwd=tmp_path,
+        env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "newly initialized" not in done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        for answer, (history, user) in zip(json.loads(line), [([0, 1, 3], 0), ([5], None)], strict=True):
+            assert_ranked(answer, expected(rec, history, user))
