@@ -1,8 +1,13 @@
 """What all tests share: quiet libraries, no network, tiny models."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
+# Code of models is copied there to be imported: a folder for each process of the suite, and none in a person's home.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="hf-modules-")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -11,6 +16,7 @@ import torch
 from transformers import GPT2Config, LlamaConfig
 from transformers.utils import logging as transformers_logging
 
+atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 transformers_logging.disable_progress_bar()
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -5,23 +5,19 @@ accelerate launch training/finetune.py --config sample
 
 import logging
 import time
+from dataclasses import replace
 
 from configuration.errors import InputError
 from configuration.recipe import Recipe
 from modeling_cllm4rec import CLLM4RecForRecommendation
 from training.command_line import make_parser, run_script
+from training.data.batches import layout_of
 from training.data.corpora import corpus_fingerprint, open_corpora
+from training.evaluation.scoring import Validation
 from training.hub.folder import write_model_folder
-from training.run import (
-    Run,
-    Validation,
-    layout_of,
-    learn_backbone,
-    logged,
-    make_accelerator,
-    stage_fingerprint,
-)
+from training.run import Run, logged, make_accelerator, stage_fingerprint
 from training.stages.loop import train
+from training.stages.model import learn_backbone
 from training.stages.recommendation import recommendation_objective
 from training.stages.towers import Towers
 
@@ -74,7 +70,7 @@ def finetune(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -
                 teacher = run.teacher(corpora)
         objective = recommendation_objective(
             corpora,
-            recipe.method,
+            replace(recipe.method, max_history=model.config.max_history),
             layout_of(corpora),
             recipe.seed,
             regularise=model.config.content_tower,

@@ -5,6 +5,7 @@ accelerate launch training/pretrain.py --config sample
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,26 +13,18 @@ import pandas as pd
 from configuration.load import dump_recipe
 from configuration.recipe import Recipe
 from training.command_line import make_parser, run_script
+from training.data.batches import layout_of
 from training.data.corpora import corpus_fingerprint, open_corpora
 from training.data.interactions import build_interactions
 from training.data.readers import read_tables
+from training.evaluation.scoring import Validation
 from training.files import write_text, written_whole
-from training.run import (
-    Run,
-    Validation,
-    check_backbone,
-    layout_of,
-    learn_backbone,
-    logged,
-    make_accelerator,
-    make_model,
-    prepare_corpora,
-    stage_fingerprint,
-)
+from training.run import Run, logged, make_accelerator, prepare_corpora, stage_fingerprint
 from training.stages.collaborative import collaborative_objective
 from training.stages.content import content_objective
 from training.stages.initialisation import start_from_factors
 from training.stages.loop import train
+from training.stages.model import check_backbone, learn_backbone, make_model
 from training.stages.towers import Towers
 from training.stages.warm_start import start_from_run
 
@@ -92,10 +85,11 @@ def pretrain(
             start_from_factors(model.model, teacher, recipe.method.initialisation_std)
         learn_backbone(recipe, model)
         towers = Towers(model, recipe.method.lambda_v)
+        method = replace(recipe.method, max_history=model.config.max_history)
         layout, has_text = layout_of(corpora), model.config.content_tower
-        objectives = [collaborative_objective(corpora, recipe.method, layout, recipe.seed, regularise=has_text)]
+        objectives = [collaborative_objective(corpora, method, layout, recipe.seed, regularise=has_text)]
         if has_text:
-            objectives.insert(0, content_objective(corpora, recipe.method))
+            objectives.insert(0, content_objective(corpora, method))
         else:
             logger.info(
                 "content stage: skipped, %s",

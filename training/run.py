@@ -12,30 +12,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object, set_seed
-from safetensors import SafetensorError
-from scipy.sparse import csr_matrix
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from configuration.errors import InputError
 from configuration.load import fingerprint
-from configuration.recipe import Backbone, Recipe, Stage
-from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation
-from training.data.batches import Layout, evaluation_batch
-from training.data.corpora import Corpora, build_corpora, load_from_backbone
+from configuration.recipe import Recipe, Stage
+from training.data.corpora import Corpora, build_corpora
 from training.data.interactions import VALIDATION, Interactions
-from training.data.ragged import Ragged
-from training.evaluation.ranking import evaluate_scores
+from training.evaluation.scoring import split_matrix
 from training.files import unwritable, write_text
 from training.stages.loop import Progress
 from training.stages.teacher import Teacher, fit_teacher
@@ -43,7 +32,6 @@ from training.stages.teacher import Teacher, fit_teacher
 logger = logging.getLogger(__name__)
 
 DEFAULT_SEED = Recipe().seed
-SPECIAL_WORDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 PRETRAINING_FIELDS = tuple(
     f"method.{name}"
     for name in (
@@ -265,171 +253,6 @@ def stage_fingerprint(recipe: Recipe, corpora_fingerprint: str, stage: str) -> s
     """What a checkpoint of a stage depends on: a method field that only fine-tuning reads does not undo pretraining."""
     method = PRETRAINING_FIELDS if stage == "pretrain" else ("method",)
     return fingerprint(recipe, ("backbone", *method, stage, "seed")) + corpora_fingerprint
-
-
-def layout_of(corpora: Corpora) -> Layout:
-    """Where words, users and items stand among the ids."""
-    return Layout(
-        corpora.tokenizer.num_words,
-        corpora.num_users,
-        corpora.num_items,
-        {k: list(v) for k, v in corpora.info["prompt_ids"].items()},
-    )
-
-
-def make_model(recipe: Recipe, corpora: Corpora) -> CLLM4RecForRecommendation:
-    """The recommender around the recipe's backbone, its ID tables at random.
-
-    Raises:
-        InputError: if the backbone cannot be loaded or made.
-    """
-    backbone, method = recipe.backbone, recipe.method
-    set_seed(recipe.seed)
-    has_text = len(corpora.texts("content")) > 0
-    fields: dict[str, Any] = {
-        "num_users": corpora.num_users,
-        "num_items": corpora.num_items,
-        "content_tower": method.content_tower and has_text,
-        "freeze_backbone": backbone.train != "full",
-        "readout": method.readout,
-        "item_bias": method.item_bias,
-        "mask_prompt_items": method.mask_prompt_items,
-        "max_history": method.max_history,
-        "prompt_ids": corpora.info["prompt_ids"],
-        "initializer_range": method.initialisation_std,
-    }
-    loading: dict[str, Any] = {
-        "attn_implementation": backbone.attn_implementation,
-        "dtype": getattr(torch, backbone.dtype),
-    }
-    end = corpora.tokenizer.eos_token_id
-    try:
-        if backbone.name is not None:
-            return CLLM4RecForRecommendation.from_backbone(
-                backbone.name, backbone_layers=backbone.layers, gguf_file=backbone.gguf_file, **loading, **fields
-            )
-        words = {"vocab_size": corpora.tokenizer.num_words} | dict.fromkeys(SPECIAL_WORDS, end)
-        config = CLLM4RecConfig(backbone_config=backbone_config(backbone, **words), **fields)
-        return CLLM4RecForRecommendation._from_config(config, **loading)
-    except InputError:
-        raise
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        where = "backbone.config" if backbone.name is None else f"backbone.name {backbone.name!r}"
-        raise InputError(f"{where}: no such backbone can be had here: {str(error).splitlines()[0]}") from error
-
-
-def check_backbone(recipe: Recipe) -> None:
-    """Refuse a backbone that is not there or cannot be made, before anything is read or written.
-
-    Raises:
-        InputError: naming the field.
-    """
-    if recipe.backbone.name is None:
-        backbone_config(recipe.backbone)
-    else:
-        load_from_backbone(AutoConfig, recipe)
-
-
-def backbone_config(backbone: Backbone, **of_words: Any) -> PreTrainedConfig:
-    """The configuration of a backbone that is made on the spot.
-
-    Args:
-        backbone: Its section of the recipe.
-        of_words: The fields that follow from the tokenizer; they win over the recipe's.
-
-    Raises:
-        InputError: if transformers knows no such decoder, or cannot make it.
-    """
-    fields = backbone.config | of_words
-    kind = str(fields.pop("model_type"))
-    if kind not in CONFIG_MAPPING:
-        nearest = get_close_matches(kind, CONFIG_MAPPING, n=1) or ["gpt2"]
-        raise InputError(f"backbone.config: there is no model_type {kind!r}; the nearest is {nearest[0]!r}")
-    try:
-        config = AutoConfig.for_model(kind, **fields)
-        if backbone.layers is not None:
-            config.num_hidden_layers = backbone.layers
-        with torch.device("meta"):
-            AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # a wrong number makes transformers fail in whatever way
-        reason = shorten(str(error), 200)
-        raise InputError(f"backbone.config: no decoder {kind!r} can be made from it ({reason}); correct it") from error
-    return config
-
-
-def learn_backbone(recipe: Recipe, model: CLLM4RecForRecommendation) -> None:
-    """Set which of the backbone's weights learn: none, all, or low-rank updates (`backbone.train`)."""
-    if recipe.backbone.train != "lora":
-        return
-    from peft import LoraConfig, get_peft_model
-
-    rank, backbone = recipe.backbone.lora_rank, model.model.backbone
-    transposed = any(isinstance(module, Conv1D) for module in backbone.modules())  # GPT-2's linear layers
-    linear = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", fan_in_fan_out=transposed)
-    model.model.backbone = get_peft_model(backbone, linear)
-
-
-class ModelScores:
-    """Scores of the recommendation head for users given by their row in the training histories; called by the rankings.
-
-    The prompt holds training items only, at validation and at test time.
-    """
-
-    def __init__(
-        self, model: PreTrainedModel, users: np.ndarray, histories: Ragged, layout: Layout, max_history: int
-    ) -> None:
-        self.model, self.layout, self.max_history = model, layout, max_history
-        self.lengths = np.zeros(layout.num_users, np.int64)
-        self.lengths[users] = histories.lengths
-        # A row for each user, empty for those without training items.
-        self.histories = Ragged(histories.values, np.concatenate([[0], np.cumsum(self.lengths)]))
-
-    def by_length(self, users: np.ndarray) -> np.ndarray:
-        """The users in order of their history's length, so that a batch of prompts holds little padding."""
-        return users[np.argsort(self.lengths[users], kind="stable")]
-
-    @torch.no_grad()
-    def __call__(self, users: np.ndarray) -> np.ndarray:
-        """Logits `(users, num_items)`, float32."""
-        self.model.eval()
-        batch = evaluation_batch(users, self.histories.take(users), self.layout, self.max_history)
-        device = self.model.get_output_embeddings().weight.device
-        logits = self.model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
-        return logits.float().cpu().numpy()
-
-
-def split_matrix(corpora: Corpora, name: str) -> csr_matrix:
-    """A split's pairs as ones, `(num_users, num_items)` float32."""
-    users, items = corpora.histories(name)
-    pairs = (np.repeat(users, items.lengths), items.values)
-    return csr_matrix((np.ones(len(items.values), np.float32), pairs), shape=(corpora.num_users, corpora.num_items))
-
-
-class Validation:
-    """NDCG@100 and recall on the validation split, over a seeded sample of users, shared among the processes."""
-
-    def __init__(
-        self, model: CLLM4RecForRecommendation, corpora: Corpora, recipe: Recipe, accelerator: Accelerator
-    ) -> None:
-        self.train, self.held_out = split_matrix(corpora, "recommendation"), split_matrix(corpora, "validation")
-        users = np.flatnonzero(np.diff(self.held_out.indptr))
-        if len(users) > recipe.evaluation.selection_users:
-            chosen = np.random.default_rng(recipe.seed).choice(users, recipe.evaluation.selection_users, replace=False)
-            users = np.sort(chosen)
-        self.scores = ModelScores(
-            model, *corpora.histories("recommendation"), layout_of(corpora), recipe.method.max_history
-        )
-        self.users = self.scores.by_length(users[accelerator.process_index :: accelerator.num_processes])
-        self.batch_size, self.accelerator = recipe.evaluation.batch_size, accelerator
-
-    def __call__(self) -> dict[str, float]:
-        """`ndcg_at_100`, `recall_at_20` and `recall_at_40`, means over the users."""
-        measured = evaluate_scores(self.scores, self.users, self.train, self.held_out, batch_size=self.batch_size)
-        per_user = vars(measured)
-        if self.accelerator.num_processes > 1:
-            parts = gather_object([per_user])
-            per_user = {name: np.concatenate([part[name] for part in parts]) for name in per_user}
-        return {name: float(values.mean()) for name, values in per_user.items()}
 
 
 def peak_memory_bytes() -> int:

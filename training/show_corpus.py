@@ -11,11 +11,11 @@ import numpy as np
 from configuration.errors import InputError
 from configuration.recipe import Recipe
 from training.command_line import make_parser, run_script
-from training.data.batches import Batch, collaborative_batch, content_batch, recommendation_batch
+from training.data.batches import Batch, collaborative_batch, content_batch, layout_of, recommendation_batch
 from training.data.corpora import KINDS, Corpora, build_corpora, corpus_fingerprint, open_corpora
 from training.data.interactions import build_interactions
 from training.data.readers import read_tables
-from training.run import Run, layout_of
+from training.run import Run
 
 
 def show_corpus(recipe: Recipe, count: int = 3, epoch: int = 0) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from configuration.recipe import Method
-from training.data.corpora import Texts
+from training.data.corpora import Corpora, Texts
 from training.data.ragged import Ragged
 
 # Documents are sorted by length within so many batches, so that a batch holds little padding.
@@ -35,6 +35,16 @@ class Layout:
 
 
 Batch = dict[str, torch.Tensor]
+
+
+def layout_of(corpora: Corpora) -> Layout:
+    """Where words, users and items stand among the ids."""
+    return Layout(
+        corpora.tokenizer.num_words,
+        corpora.num_users,
+        corpora.num_items,
+        {k: list(v) for k, v in corpora.info["prompt_ids"].items()},
+    )
 
 
 def uniform(seed: int, epoch: int, stream: int, keys: np.ndarray) -> np.ndarray:

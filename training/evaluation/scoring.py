@@ -1,0 +1,78 @@
+"""Scores of the trained model for the rankings, and its figures on the validation split after an epoch."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from scipy.sparse import csr_matrix
+from transformers import PreTrainedModel
+
+from configuration.recipe import Recipe
+from modeling_cllm4rec import CLLM4RecForRecommendation
+from training.data.batches import Layout, evaluation_batch, layout_of
+from training.data.corpora import Corpora
+from training.data.ragged import Ragged
+from training.evaluation.ranking import evaluate_scores
+
+
+class ModelScores:
+    """Scores of the recommendation head for users given by their row in the training histories; called by the rankings.
+
+    The prompt holds training items only, at validation and at test time.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, users: np.ndarray, histories: Ragged, layout: Layout, max_history: int
+    ) -> None:
+        self.model, self.layout, self.max_history = model, layout, max_history
+        self.lengths = np.zeros(layout.num_users, np.int64)
+        self.lengths[users] = histories.lengths
+        # A row for each user, empty for those without training items.
+        self.histories = Ragged(histories.values, np.concatenate([[0], np.cumsum(self.lengths)]))
+
+    def by_length(self, users: np.ndarray) -> np.ndarray:
+        """The users in order of their history's length, so that a batch of prompts holds little padding."""
+        return users[np.argsort(self.lengths[users], kind="stable")]
+
+    @torch.no_grad()
+    def __call__(self, users: np.ndarray) -> np.ndarray:
+        """Logits `(users, num_items)`, float32."""
+        self.model.eval()
+        batch = evaluation_batch(users, self.histories.take(users), self.layout, self.max_history)
+        device = self.model.get_output_embeddings().weight.device
+        logits = self.model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
+        return logits.float().cpu().numpy()
+
+
+def split_matrix(corpora: Corpora, name: str) -> csr_matrix:
+    """A split's pairs as ones, `(num_users, num_items)` float32."""
+    users, items = corpora.histories(name)
+    pairs = (np.repeat(users, items.lengths), items.values)
+    return csr_matrix((np.ones(len(items.values), np.float32), pairs), shape=(corpora.num_users, corpora.num_items))
+
+
+class Validation:
+    """NDCG@100 and recall on the validation split, over a seeded sample of users, shared among the processes."""
+
+    def __init__(
+        self, model: CLLM4RecForRecommendation, corpora: Corpora, recipe: Recipe, accelerator: Accelerator
+    ) -> None:
+        self.train, self.held_out = split_matrix(corpora, "recommendation"), split_matrix(corpora, "validation")
+        users = np.flatnonzero(np.diff(self.held_out.indptr))
+        if len(users) > recipe.evaluation.selection_users:
+            chosen = np.random.default_rng(recipe.seed).choice(users, recipe.evaluation.selection_users, replace=False)
+            users = np.sort(chosen)
+        self.scores = ModelScores(
+            model, *corpora.histories("recommendation"), layout_of(corpora), model.config.max_history
+        )
+        self.users = self.scores.by_length(users[accelerator.process_index :: accelerator.num_processes])
+        self.batch_size, self.accelerator = recipe.evaluation.batch_size, accelerator
+
+    def __call__(self) -> dict[str, float]:
+        """`ndcg_at_100`, `recall_at_20` and `recall_at_40`, means over the users."""
+        measured = evaluate_scores(self.scores, self.users, self.train, self.held_out, batch_size=self.batch_size)
+        per_user = vars(measured)
+        if self.accelerator.num_processes > 1:
+            parts = gather_object([per_user])
+            per_user = {name: np.concatenate([part[name] for part in parts]) for name in per_user}
+        return {name: float(values.mean()) for name, values in per_user.items()}

@@ -1,0 +1,137 @@
+"""The model of a run: the recommender around the recipe's backbone, and which of its weights learn."""
+
+import logging
+from difflib import get_close_matches
+from textwrap import shorten
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from safetensors import SafetensorError
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+from configuration.errors import InputError
+from configuration.recipe import Backbone, Recipe
+from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation
+from training.data.corpora import Corpora, load_from_backbone
+
+logger = logging.getLogger(__name__)
+
+SPECIAL_WORDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def make_model(recipe: Recipe, corpora: Corpora) -> CLLM4RecForRecommendation:
+    """The recommender around the recipe's backbone, its ID tables at random.
+
+    Raises:
+        InputError: if the backbone cannot be loaded or made.
+    """
+    backbone, method = recipe.backbone, recipe.method
+    set_seed(recipe.seed)
+    has_text = len(corpora.texts("content")) > 0
+    fields: dict[str, Any] = {
+        "num_users": corpora.num_users,
+        "num_items": corpora.num_items,
+        "content_tower": method.content_tower and has_text,
+        "freeze_backbone": backbone.train != "full",
+        "readout": method.readout,
+        "item_bias": method.item_bias,
+        "mask_prompt_items": method.mask_prompt_items,
+        "max_history": method.max_history,
+        "prompt_ids": corpora.info["prompt_ids"],
+        "initializer_range": method.initialisation_std,
+    }
+    loading: dict[str, Any] = {
+        "attn_implementation": backbone.attn_implementation,
+        "dtype": getattr(torch, backbone.dtype),
+    }
+    end = corpora.tokenizer.eos_token_id
+    try:
+        if backbone.name is not None:
+            model = CLLM4RecForRecommendation.from_backbone(
+                backbone.name, backbone_layers=backbone.layers, gguf_file=backbone.gguf_file, **loading, **fields
+            )
+            fit_positions(model.config, corpora)
+            return model
+        words = {"vocab_size": corpora.tokenizer.num_words} | dict.fromkeys(SPECIAL_WORDS, end)
+        config = CLLM4RecConfig(backbone_config=backbone_config(backbone, **words), **fields)
+        fit_positions(config, corpora)
+        return CLLM4RecForRecommendation._from_config(config, **loading)
+    except InputError:
+        raise
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        where = "backbone.config" if backbone.name is None else f"backbone.name {backbone.name!r}"
+        raise InputError(f"{where}: no such backbone can be had here: {str(error).splitlines()[0]}") from error
+
+
+def fit_positions(config: CLLM4RecConfig, corpora: Corpora) -> None:
+    """Lower `config.max_history` to what the backbone has positions for; its prompts leave out the oldest items.
+
+    Raises:
+        InputError: if a text of the content corpus does not fit.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return
+    around = 2 + sum(len(ids) for ids in corpora.info["prompt_ids"].values())
+    if config.max_history + around > positions:
+        config.max_history = max(positions - around, 1)
+        logger.info("prompts hold %d items: the backbone has %d positions", config.max_history, positions)
+    longest = int(corpora.texts("content").documents.lengths.max(initial=0))
+    if longest > positions:
+        raise InputError(
+            f"method.max_text_tokens: a document of the content corpus has {longest} tokens, but the backbone has {positions} "
+            f"positions; lower it by {longest - positions} or more"
+        )
+
+
+def check_backbone(recipe: Recipe) -> None:
+    """Refuse a backbone that is not there or cannot be made, before anything is read or written.
+
+    Raises:
+        InputError: naming the field.
+    """
+    if recipe.backbone.name is None:
+        backbone_config(recipe.backbone)
+    else:
+        load_from_backbone(AutoConfig, recipe)
+
+
+def backbone_config(backbone: Backbone, **of_words: Any) -> PreTrainedConfig:
+    """The configuration of a backbone that is made on the spot.
+
+    Args:
+        backbone: Its section of the recipe.
+        of_words: The fields that follow from the tokenizer; they win over the recipe's.
+
+    Raises:
+        InputError: if transformers knows no such decoder, or cannot make it.
+    """
+    fields = backbone.config | of_words
+    kind = str(fields.pop("model_type"))
+    if kind not in CONFIG_MAPPING:
+        nearest = get_close_matches(kind, CONFIG_MAPPING, n=1) or ["gpt2"]
+        raise InputError(f"backbone.config: there is no model_type {kind!r}; the nearest is {nearest[0]!r}")
+    try:
+        config = AutoConfig.for_model(kind, **fields)
+        if backbone.layers is not None:
+            config.num_hidden_layers = backbone.layers
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # a wrong number makes transformers fail in whatever way
+        reason = shorten(str(error), 200)
+        raise InputError(f"backbone.config: no decoder {kind!r} can be made from it ({reason}); correct it") from error
+    return config
+
+
+def learn_backbone(recipe: Recipe, model: CLLM4RecForRecommendation) -> None:
+    """Set which of the backbone's weights learn: none, all, or low-rank updates (`backbone.train`)."""
+    if recipe.backbone.train != "lora":
+        return
+    from peft import LoraConfig, get_peft_model
+
+    rank, backbone = recipe.backbone.lora_rank, model.model.backbone
+    transposed = any(isinstance(module, Conv1D) for module in backbone.modules())  # GPT-2's linear layers
+    linear = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", fan_in_fan_out=transposed)
+    model.model.backbone = get_peft_model(backbone, linear)
