@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -50,5 +51,5 @@ def show_recommendations(history: Sequence[dict[str, Any]], recommended: Sequenc
     known = ", ".join(item["title"] for item in history[:8]) + (" …" if len(history) > 8 else "")
     lines = [f"history: {known}"]
     for rank, (item, score) in enumerate(recommended, start=1):
-        lines.append(f"  {rank}. {item['title']:<28} {score:6.1%}  {item['text'][:96]}")
+        lines.append(f"  {rank}. {item['title']:<28} {score:6.1%}  {shorten(item['text'], 88, placeholder=' …')}")
     return "\n".join(lines)
