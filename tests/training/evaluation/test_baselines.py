@@ -236,7 +236,6 @@ def test_sample_reaches_its_reference_figures():
     [
         ("ml-100k", [0.217, 0.361, 0.377, 0.387]),
         ("digital-music", [0.167, 0.283, 0.269, 0.291]),
-        ("amazon-beauty", [0.023, 0.084, 0.090, 0.099]),
     ],
 )
 def test_public_sets_reach_their_reference_figures(real_data, name, expected):
