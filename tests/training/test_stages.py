@@ -719,3 +719,17 @@ def test_histories_are_cut_to_what_the_backbone_has_positions_for(store_recipe, 
     assert model.config.max_history < 48
     longest = model.prepare_prompts(histories=[[0] * 100], users=[0])["input_ids"]
     assert longest.shape[1] == 48
+
+
+def test_a_backbone_whose_tokens_see_later_ones_is_refused(store_recipe, store_frame, vary):
+    bert = {
+        "model_type": "bert",
+        "num_hidden_layers": 1,
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
+    recipe = vary(store_recipe, name="bert", backbone={"config": bert})
+    with pytest.raises(InputError, match="'bert' is no decoder"):
+        pretrain(recipe, frame=store_frame)
+    assert not Run.of(recipe).folder.exists()

@@ -52,17 +52,35 @@ def make_model(recipe: Recipe, corpora: Corpora) -> CLLM4RecForRecommendation:
             model = CLLM4RecForRecommendation.from_backbone(
                 backbone.name, backbone_layers=backbone.layers, gguf_file=backbone.gguf_file, **loading, **fields
             )
-            fit_positions(model.config, corpora)
-            return model
-        words = {"vocab_size": corpora.tokenizer.num_words} | dict.fromkeys(SPECIAL_WORDS, end)
-        config = CLLM4RecConfig(backbone_config=backbone_config(backbone, **words), **fields)
-        fit_positions(config, corpora)
-        return CLLM4RecForRecommendation._from_config(config, **loading)
+        else:
+            words = {"vocab_size": corpora.tokenizer.num_words} | dict.fromkeys(SPECIAL_WORDS, end)
+            config = CLLM4RecConfig(backbone_config=backbone_config(backbone, **words), **fields)
+            model = CLLM4RecForRecommendation._from_config(config, **loading)
+        fit_positions(model.config, corpora)
+        check_causal(model)
+        return model
     except InputError:
         raise
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         where = "backbone.config" if backbone.name is None else f"backbone.name {backbone.name!r}"
         raise InputError(f"{where}: no such backbone can be had here: {str(error).splitlines()[0]}") from error
+
+
+@torch.no_grad()
+def check_causal(model: CLLM4RecForRecommendation) -> None:
+    """Refuse a backbone whose tokens see later ones: its language models would read what they are to predict.
+
+    Raises:
+        InputError: naming the kind of backbone.
+    """
+    model.eval()
+    first = model.model(torch.tensor([[0, 1], [0, 2]], device=model.device)).last_hidden_state[:, 0]
+    model.train()
+    if not torch.allclose(first[0], first[1], atol=1e-3):
+        kind = model.config.get_text_config().model_type
+        raise InputError(
+            f"backbone: {kind!r} is no decoder, its tokens see later ones; choose one such as gpt2 or llama"
+        )
 
 
 def fit_positions(config: CLLM4RecConfig, corpora: Corpora) -> None:
