@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 export HF_HUB_OFFLINE ?= 1
-# Threads that wait sleep: on a machine that does other work too, spinning ones make small models many times slower.
+# Threads that wait sleep, so that they do not take the processor from the others on a machine that does other work too.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: quickstart test test-slow lint format clean

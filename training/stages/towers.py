@@ -16,6 +16,7 @@ from modeling_cllm4rec import (
     CLLM4RecForRecommendation,
     CLLM4RecModel,
 )
+from modeling_cllm4rec.modeling_cllm4rec import MASKED_LOGIT
 from training.data.batches import Batch
 
 ObjectiveName = Literal["content", "collaborative", "recommendation"]
@@ -81,17 +82,18 @@ class Towers(nn.Module):
 
     def recommendation_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Multinomial likelihood, and cross-entropy to the teacher's softmax over what the prompt does not name."""
-        batch = dict(batch)
-        teacher = batch.pop("teacher_logits", None)
-        output = self.recommender(**batch, num_items_in_batch=1)
-        losses = {"likelihood": output.loss}
-        if teacher is not None:
-            hidden = torch.zeros_like(output.logits, dtype=torch.bool)
-            if self.base.config.mask_prompt_items:
-                hidden = self.recommender.prompt_item_mask(batch["input_ids"], batch["attention_mask"])
-            wanted = teacher.masked_fill(hidden, -1e4).softmax(-1)
-            given = output.logits.float().masked_fill(hidden, -1e4).log_softmax(-1)
-            losses["distilled"] = -(wanted * given).sum()
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+        logits = self.recommender(**inputs).logits.float()
+        prompt_items = self.recommender.prompt_item_mask(**inputs) if self.base.config.mask_prompt_items else None
+        likelihood = self.recommender.multinomial_loss(
+            logits, batch["labels"], batch.get("target_weights"), prompt_items, num_items_in_batch=1
+        )
+        losses = {"likelihood": likelihood}
+        if "teacher_logits" in batch:
+            wanted, given = batch["teacher_logits"], logits
+            if prompt_items is not None:
+                wanted, given = (scores.masked_fill(prompt_items, MASKED_LOGIT) for scores in (wanted, given))
+            losses["distilled"] = -(wanted.softmax(-1) * given.log_softmax(-1)).sum()
         return losses
 
     def distance(
