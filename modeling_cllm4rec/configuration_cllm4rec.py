@@ -34,6 +34,8 @@ class CLLM4RecConfig(PreTrainedConfig):
             Configuration of the decoder; its `vocab_size` is the number of words N. Defaults to GPT-2's.
         num_users (`int`): Number of user tokens.
         num_items (`int`): Number of item tokens.
+        user_embeddings (`bool`): Whether the user tokens have embeddings. A model published without them keeps its number of
+            users, so that item ids stay where they are, and serves people by their history.
         content_tower (`bool`): Whether the content tower has user and item embeddings of its own. Without them it reads
             the collaborative ones.
         freeze_backbone (`bool`): Whether backbone and word embeddings are made without gradients, so that only the
@@ -65,11 +67,12 @@ class CLLM4RecConfig(PreTrainedConfig):
     sub_configs_defaults = {  # noqa: RUF012 (transformers reads it as a plain class attribute)
         "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="gpt2")
     }
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012
 
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
     num_users: int = 1
     num_items: int = 1
+    user_embeddings: bool = True
     content_tower: bool = True
     freeze_backbone: bool = True
     readout: Literal["last", "mean"] = "mean"

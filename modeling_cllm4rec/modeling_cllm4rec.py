@@ -26,6 +26,11 @@ Tower = Literal["collaborative", "content"]
 # A logit that no softmax notices, yet finite in every dtype, so that masked rows give no NaN.
 MASKED_LOGIT = -1e4
 
+NO_USERS = "this model was published without user embeddings; leave the user out and give a history"
+
+# What transformers calls the cache of earlier tokens: renamed in 5.24, and the old name goes in 5.40.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
 
 class TokenParts(NamedTuple):
     """One tensor for the words, one for the users, one for the items."""
@@ -104,7 +109,7 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = ("cache", "past_key_values")
     _keys_to_ignore_on_load_unexpected = [r"content_(user|item)_embeddings\.weight$"]  # noqa: RUF012
     revision: str | None = None
     download_options: dict[str, Any] = {}  # noqa: RUF012 (replaced at loading, never changed)
@@ -275,10 +280,11 @@ class CLLM4RecModel(CLLM4RecPreTrainedModel):
         words = self.backbone.get_input_embeddings()
         width = words.embedding_dim
         TokenEmbeddings.extend(words, owner=self)
-        self.user_embeddings = nn.Embedding(config.num_users, width)
+        user_rows = config.num_users if config.user_embeddings else 0
+        self.user_embeddings = nn.Embedding(user_rows, width)
         self.item_embeddings = nn.Embedding(config.num_items, width)
         if config.content_tower:
-            self.content_user_embeddings = nn.Embedding(config.num_users, width)
+            self.content_user_embeddings = nn.Embedding(user_rows, width)
             self.content_item_embeddings = nn.Embedding(config.num_items, width)
         self.item_bias = nn.Parameter(torch.zeros(config.num_items)) if config.item_bias else None
         tied = config.get_text_config().tie_word_embeddings
@@ -298,8 +304,8 @@ class CLLM4RecModel(CLLM4RecPreTrainedModel):
         """Which ids are words, users and items: three boolean tensors of the shape of `input_ids`.
 
         Raises:
-            IndexError: naming an id outside `[0, N + num_users + num_items)`. On a GPU this is checked outside training only,
-                since it would make each step wait.
+            IndexError: naming an id outside `[0, N + num_users + num_items)`, or a user of a model without user embeddings.
+                On a GPU this is checked outside training only, since it would make each step wait.
         """
         first_user, first_item = self.config.num_words, self.config.num_words + self.config.num_users
         if (
@@ -313,6 +319,10 @@ class CLLM4RecModel(CLLM4RecPreTrainedModel):
                     f"id {outside[0].item()} is outside [0, {self.config.vocab_size}): {first_user} words, "
                     f"{self.config.num_users} users, {self.config.num_items} items; was the text encoded by this model's tokenizer?"
                 )
+            if not self.config.user_embeddings:
+                users = input_ids[(input_ids >= first_user) & (input_ids < first_item)]
+                if len(users):
+                    raise IndexError(f"id {users[0].item()} is user {users[0].item() - first_user}: {NO_USERS}")
         words, items = input_ids < first_user, input_ids >= first_item
         return TokenParts(words, ~(words | items), items)
 
@@ -322,11 +332,12 @@ class CLLM4RecModel(CLLM4RecPreTrainedModel):
         users, items = self.tables(tower)
         words = self.backbone.get_input_embeddings()
         first_user, first_item = self.config.num_words, self.config.num_words + self.config.num_users
-        return TokenParts(
-            words.look_up_words(input_ids * masks.words) * masks.words.unsqueeze(-1),
-            users((input_ids - first_user) * masks.users) * masks.users.unsqueeze(-1),
-            items((input_ids - first_item) * masks.items) * masks.items.unsqueeze(-1),
-        )
+        of_words = words.look_up_words(input_ids * masks.words) * masks.words.unsqueeze(-1)
+        of_users = torch.zeros_like(of_words)
+        if self.config.user_embeddings:
+            of_users = users((input_ids - first_user) * masks.users) * masks.users.unsqueeze(-1)
+        of_items = items((input_ids - first_item) * masks.items) * masks.items.unsqueeze(-1)
+        return TokenParts(of_words, of_users, of_items)
 
     def embed(self, input_ids: torch.Tensor, tower: Tower = "collaborative") -> torch.Tensor:
         """Input embeddings `(..., width)`: the sum of [`~CLLM4RecModel.embed_parts`] (paper sec. 3.2, eq. 1)."""
@@ -339,10 +350,11 @@ class CLLM4RecModel(CLLM4RecPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         tower: Tower = "collaborative",
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states of a sequence of words, users and items.
@@ -351,10 +363,11 @@ class CLLM4RecModel(CLLM4RecPreTrainedModel):
             input_ids: `(batch, length)`, ids in `[0, N + num_users + num_items)`.
             attention_mask: `(batch, length)`, 1 for tokens, 0 for padding on either side, whatever id fills it.
             position_ids: `(batch, length)`; by default counted from the first token that is not padding.
-            past_key_values: Cache of earlier tokens.
+            cache: Keys and values of earlier tokens.
             inputs_embeds: `(batch, length, width)` instead of `input_ids`.
             use_cache: Whether to return the cache.
             tower: Whose user and item embeddings are read.
+            past_key_values: `cache` as transformers before 5.24 calls it.
             kwargs: Passed to the backbone (`output_hidden_states`, `output_attentions`, attention back-end arguments …).
         """
         if input_ids is not None and inputs_embeds is None:
@@ -368,8 +381,8 @@ class CLLM4RecModel(CLLM4RecPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
+            **{CACHE: past_key_values if cache is None else cache},
             **kwargs,
         )
 
@@ -403,12 +416,13 @@ class CLLM4RecForContentLM(CLLM4RecPreTrainedModel, GenerationMixin):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits over the words `(batch, length, N)` and, given labels, the loss (paper eq. 5).
@@ -417,20 +431,21 @@ class CLLM4RecForContentLM(CLLM4RecPreTrainedModel, GenerationMixin):
             input_ids: `(batch, length)`.
             attention_mask: `(batch, length)`.
             position_ids: `(batch, length)`.
-            past_key_values: Cache of earlier tokens.
+            cache: Keys and values of earlier tokens.
             inputs_embeds: `(batch, length, width)` instead of `input_ids`, of the content tower.
             labels: `(batch, length)`, word ids of the main text, -100 elsewhere; token t is predicted from those before it, so
                 the first main token from the last one of the prompt.
             use_cache: Whether to return the cache.
             logits_to_keep: Compute the last so many logits only (0: all). In training, given labels, none are returned.
             num_items_in_batch: Divide the summed loss by this instead of the number of labels.
+            past_key_values: `cache` as transformers before 5.24 calls it.
             kwargs: Passed to the backbone.
         """
         outputs = self.model(
             input_ids,
             attention_mask,
             position_ids,
-            past_key_values,
+            past_key_values if cache is None else cache,
             inputs_embeds,
             use_cache,
             tower="content",
@@ -446,9 +461,9 @@ class CLLM4RecForContentLM(CLLM4RecPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE: outputs.get(CACHE)},
         )
 
 
@@ -514,9 +529,9 @@ class CLLM4RecForCollaborativeLM(CLLM4RecItemHeadModel):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE: outputs.get(CACHE)},
         )
 
 
@@ -628,7 +643,8 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
             `input_ids` and `attention_mask` of shape `(batch, length)`, padded on the right, on the model's device.
 
         Raises:
-            ValueError: if neither is given, their lengths differ, or the configuration holds no prompt.
+            ValueError: if neither is given, their lengths differ, a user is given to a model without user embeddings, or the
+                configuration holds no prompt.
             IndexError: naming an index outside the catalogue or the users.
         """
         if self.config.prompt_ids is None:
@@ -638,6 +654,8 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
         if histories is None:
             histories = [()] * len(users or ())
         users = [None] * len(histories) if users is None else users
+        if not self.config.user_embeddings and any(user is not None for user in users):
+            raise ValueError(f"a user is given: {NO_USERS}")
         if len(users) != len(histories):
             raise ValueError(f"{len(users)} users but {len(histories)} histories; there is one history per user")
         parts, first_user = self.config.prompt_ids, self.config.num_words

@@ -137,6 +137,8 @@ class RecommendationPipeline(Pipeline):
             raise ValueError('an input needs "user" or "history"; {"history": []} asks for nobody in particular')
         user, trained = (None, ()) if raw_user is None else self._find_user(raw_user)
         history = trained if raw_history is None else self._known_history(raw_history)
+        if not self.model.config.user_embeddings:
+            user = None  # known by the training history alone
         if user is None and not history:
             logger.warning("The history is empty: this is what the model recommends to nobody in particular.")
         return {"person": (user, history, history + trained)}

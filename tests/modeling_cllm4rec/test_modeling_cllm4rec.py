@@ -20,6 +20,7 @@ from modeling_cllm4rec import (
     ContentGPTForUserItemWithLMHeadBatch,
     GPT4RecommendationBaseModel,
 )
+from modeling_cllm4rec.modeling_cllm4rec import CACHE
 
 HEADS = [CLLM4RecForContentLM, CLLM4RecForCollaborativeLM, CLLM4RecForRecommendation]
 CLASSES = [CLLM4RecModel, *HEADS]
@@ -314,8 +315,51 @@ def test_keyword_arguments_reach_the_backbone(config):
     model = make(CLLM4RecForCollaborativeLM, config)
     shifted = model(TWO_ROWS, position_ids=torch.arange(6).unsqueeze(0).expand(2, -1) * 3).logits
     assert not torch.allclose(shifted, model(TWO_ROWS).logits, atol=1e-4)
-    assert model(TWO_ROWS, use_cache=True).past_key_values is not None
-    assert model(TWO_ROWS).past_key_values is None
+    assert model(TWO_ROWS, use_cache=True)[CACHE] is not None
+    assert model(TWO_ROWS).get(CACHE) is None
+
+
+def test_a_cache_under_its_old_name_is_used(config):
+    model = make(CLLM4RecForContentLM, config)
+    whole = model(TWO_ROWS, use_cache=True)
+    for name in ("cache", "past_key_values"):
+        start = model(TWO_ROWS[:, :4], use_cache=True)
+        rest = model(TWO_ROWS[:, 4:], position_ids=torch.tensor([[4, 5]] * 2), **{name: start[CACHE]})
+        torch.testing.assert_close(rest.logits, whole.logits[:, 4:])
+
+
+def test_without_user_embeddings_item_ids_stay_and_histories_are_served(config):
+    model, without = (
+        make(CLLM4RecForRecommendation, config),
+        make(CLLM4RecForRecommendation, config, user_embeddings=False),
+    )
+    assert without.config.vocab_size == model.config.vocab_size
+    assert [len(table.weight) for table in without.model.tables("content")] == [0, ITEMS]
+    state = {name: value[:0] if "user_embeddings" in name else value for name, value in model.state_dict().items()}
+    without.load_state_dict(state)
+    ours, theirs = (each.recommend([[1, 2], [6]], k=3) for each in (without, model))
+    assert torch.equal(ours.items, theirs.items)
+    torch.testing.assert_close(ours.scores, theirs.scores)
+
+
+def test_without_user_embeddings_a_user_is_refused_with_the_remedy(config):
+    model = make(CLLM4RecForRecommendation, config, user_embeddings=False)
+    with pytest.raises(ValueError, match="published without user embeddings; leave the user out and give a history"):
+        model.recommend([[1]], users=[2])
+    with pytest.raises(IndexError, match=f"id {USER + 4} is user 4: this model was published without user embeddings"):
+        model(ids([10, USER + 4, ITEM]))
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_without_user_embeddings_a_model_is_saved_and_loaded_without_a_word(config, cls, tmp_path, caplog):
+    model = make(cls, config, user_embeddings=False)
+    model.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded, info = cls.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    prompt = ids([10, 11, ITEM + 1, 12, 13])
+    torch.testing.assert_close(loaded(prompt)[0], model(prompt)[0])
 
 
 def test_inputs_embeds_equal_input_ids(config):

@@ -1,6 +1,7 @@
 """The recommendation pipeline, opened as a visitor opens it: from a folder or a repo, with the code that lies there."""
 
 import copy
+import importlib.util
 import json
 import os
 import pickle
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, pipeline
 
 import modeling_cllm4rec
@@ -409,3 +411,44 @@ def test_a_bare_process_needs_torch_and_transformers_only(complete, rec, tmp_pat
     for line in lines:
         for answer, (history, user) in zip(json.loads(line), [([0, 1, 3], 0), ([5], None)], strict=True):
             assert_ranked(answer, expected(rec, history, user))
+
+
+def test_without_user_embeddings_a_known_user_is_served_by_the_training_history(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"user_embeddings": False}))
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: value[:0] if "user_embeddings" in name else value for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"})  # fmt: skip
+    rec = pipeline("recommendation", model=str(folder), trust_remote_code=True)
+    assert rec({"user": "ann"}) == rec({"history": [ITEMS[item] for item in USERS["ann"]]})
+
+
+@pytest.fixture
+def handler(folder):
+    """What Inference Endpoints make of `handler.py`: they import the file by its path and give the folder."""
+    shutil.copyfile(Path(modeling_cllm4rec.__file__).parent / "handler.py", folder / "handler.py")
+    spec = importlib.util.spec_from_file_location("handler", folder / "handler.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.EndpointHandler(str(folder))
+
+
+def test_a_request_to_the_handler_is_answered_with_what_json_can_carry(handler):
+    answer = handler({"inputs": {"history": ["numpy"]}, "parameters": {"top_k": 2}})
+    assert json.loads(json.dumps(answer)) == answer
+    assert [entry["rank"] for entry in answer] == [1, 2]
+    assert "numpy" not in [entry["item"] for entry in answer]
+
+
+def test_several_people_in_a_request_get_an_answer_each(handler):
+    several = handler({"inputs": [{"history": ["numpy"]}, {"history": ["flask"]}]})
+    assert several == [handler({"inputs": {"history": [item]}}) for item in ("numpy", "flask")]
+
+
+def test_the_handler_finds_the_model_beside_its_file(handler):
+    assert type(handler)()({"inputs": {"user": "ann"}}) == handler({"inputs": {"user": "ann"}})
+
+
+@pytest.mark.parametrize("data", [{}, {"input": {}}, [1]])
+def test_a_request_without_inputs_is_told_what_one_looks_like(handler, data):
+    with pytest.raises(ValueError, match=r'a request is \{"inputs": \{"history"'):
+        handler(data)

@@ -38,6 +38,8 @@ def start_from_run(model: CLLM4RecForRecommendation, corpora: Corpora, folder: P
     rows = {}
     for kind, here, there in (("users", corpora.users(), theirs.users()), ("items", corpora.items(), theirs.items())):
         known = {row["id"]: index for index, row in enumerate(there)}
+        if kind == "users" and not other.config.user_embeddings:
+            known = {}
         shared = [(index, known[row["id"]]) for index, row in enumerate(here) if row["id"] in known]
         rows[kind] = torch.tensor(shared, dtype=torch.long).reshape(-1, 2)
         logger.info("start: %d of %d %s are known from %s", len(shared), len(here), kind, folder)
