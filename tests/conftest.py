@@ -1,25 +1,66 @@
-"""What all tests share: quiet libraries, no network, tiny models."""
+"""What all tests share: a Hub on this computer instead of the network, quiet libraries, tiny models."""
+# ruff: noqa: E402 (the libraries read their environment when they are imported)
 
 import atexit
 import os
 import shutil
 import tempfile
+import time
+import types
 from pathlib import Path
 
-# Code of models is copied there to be imported: a folder for each process of the suite, and none in a person's home.
-os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="hf-modules-")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+from hub_server import HubServer
+
+# A person's token, cache and endpoint are left alone: each process of the suite has a home of its own, and a Hub of its
+# own, which knows no repo until a test makes one.
+HUB = HubServer().start()
+no_proxy = ",".join([os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")), "127.0.0.1", "localhost"])
+for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))]:
+    del os.environ[name]
+os.environ |= {
+    "HF_HOME": tempfile.mkdtemp(prefix="hf-home-"),
+    "HF_ENDPOINT": HUB.url,
+    "HF_HUB_OFFLINE": "0",
+    "HF_HUB_DISABLE_XET": "1",  # the Hub's other way to store large files, which is not spoken here
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    **dict.fromkeys(["NO_PROXY", "no_proxy"], no_proxy),
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig
 from transformers.utils import logging as transformers_logging
 
-atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+atexit.register(HUB.stop)
 transformers_logging.disable_progress_bar()
 
 PROJECT = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config):
+    # huggingface_hub uploads large files in a way that its own HTTP library is about to drop.
+    config.addinivalue_line("filterwarnings", "ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """An empty Hub where the person at this computer is logged in as "me" (see `hub_server.HubServer`).
+
+    Nothing of it is cached yet, and clients that try again after an error do so without waiting.
+    """
+    HUB.reset()
+    home = Path(os.environ["HF_HOME"])
+    for cached in (home / "hub", *home.glob("datasets/*___*")):
+        shutil.rmtree(cached, ignore_errors=True)
+    monkeypatch.setenv("HF_TOKEN", "hf_me")
+    no_waiting = types.SimpleNamespace(**(vars(time) | {"sleep": lambda seconds: None}))
+    for module in ("utils._http", "file_download"):
+        monkeypatch.setattr(f"huggingface_hub.{module}.time", no_waiting)
+    return HUB
 
 
 @pytest.fixture

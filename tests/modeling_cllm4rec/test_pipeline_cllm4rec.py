@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import HfApi, snapshot_download
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, pipeline
 
@@ -337,18 +337,14 @@ def test_users_given_by_path_are_not_saved(folder, tmp_path):
 
 
 @pytest.fixture
-def repo(complete, tmp_path, monkeypatch):
-    """A repo in the client's cache, of two commits: the titles and the users are new in the second."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    place = tmp_path / "models--me--rec"
-    commits = ["1" * 40, "2" * 40]
-    for commit in commits:
-        shutil.copytree(complete, place / "snapshots" / commit)
-    write_lines(place / "snapshots" / commits[0] / "items.jsonl", [{"id": raw, "title": "old"} for raw in ITEMS])
-    (place / "snapshots" / commits[0] / "users.jsonl").unlink()
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text(commits[1])
-    return commits
+def repo(complete, hub, tmp_path):
+    """A repo on the Hub, of two commits: the titles and the users are new in the second."""
+    older = shutil.copytree(complete, tmp_path / "older")
+    write_lines(older / "items.jsonl", [{"id": raw, "title": "old"} for raw in ITEMS])
+    (older / "users.jsonl").unlink()
+    api = HfApi()
+    api.create_repo("me/rec")
+    return [api.upload_folder(repo_id="me/rec", folder_path=folder).oid for folder in (older, complete)]
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -373,6 +369,7 @@ def test_the_commit_is_kept_by_every_way_of_loading(repo):
 
 
 def test_a_token_is_used_again_but_never_pickled_or_copied(repo):
+    snapshot_download("me/rec")
     model = CLLM4RecForRecommendation.from_pretrained("me/rec", token="hf_secret", local_files_only=True)
     assert model.download_options == {"revision": repo[1], "token": "hf_secret", "local_files_only": True}
     assert copy.deepcopy(model).download_options == {"revision": repo[1], "local_files_only": True}
