@@ -4,6 +4,7 @@ The types are the annotations of `recipe.py`; the ranges and forbidden combinati
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
@@ -144,11 +145,18 @@ RULES = {
     ),
     # 32 bits are all that NumPy's generators take of it
     "seed": Rule("from 0 to 4294967295", lambda seed: 0 <= seed < 2**32),
+    "language": Rule(
+        "each a code of two or three letters, multilingual or code",
+        lambda codes: all(re.fullmatch("[a-z]{2,3}|multilingual|code", code) for code in codes),
+    ),
     "data.min_user_interactions": AT_LEAST_ONE,
     "data.min_item_interactions": AT_LEAST_ONE,
     "data.review_prompt": _prompt("user", "item"),
     "data.item_prompt": _prompt("item"),
     "data.user_prompt": _prompt("user"),
+    "backbone.hub_name": Rule(
+        "the name of a repo, as in org/model", lambda name: re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None
+    ),
     "backbone.layers": AT_LEAST_ONE,
     "backbone.lora_rank": AT_LEAST_ONE,
     # a byte-level BPE holds the 256 bytes before its first merge
@@ -190,6 +198,8 @@ def check_combinations(recipe: Recipe, place_of: Callable[[str], str]) -> None:
     backbone, data = recipe.backbone, recipe.data
     if backbone.name is None and "model_type" not in backbone.config:
         refuse("backbone.config", "has no model_type (gpt2, llama, …) and 'backbone.name' is none; give one of the two")
+    if backbone.name is None and backbone.hub_name is not None:
+        refuse("backbone.hub_name", "is given without 'backbone.name'; to load it from the Hub, name it there")
     if backbone.name is None and backbone.gguf_file is not None:
         refuse("backbone.gguf_file", "is given without 'backbone.name'; name the folder or Hub repo that holds it")
     if data.split != "given" and data.split_path is not None:

@@ -82,7 +82,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def fingerprint(recipe: Recipe, sections: Sequence[str]) -> str:
-    """Hash some parts of a recipe: SHA-256 in hex of their canonical JSON.
+    """Hash some parts of a recipe: SHA-256 in hex of their canonical JSON, without what a section says to people alone.
 
     Args:
         recipe: a recipe.
@@ -96,7 +96,10 @@ def fingerprint(recipe: Recipe, sections: Sequence[str]) -> str:
         value: Any = recipe
         for part in name.split("."):
             value = getattr(value, part)
-        parts[name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        if is_dataclass(value) and not isinstance(value, type):
+            said_only = {entry.name for entry in fields(value) if entry.metadata.get("said_only")}
+            value = {key: entry for key, entry in asdict(value).items() if key not in said_only}
+        parts[name] = value
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -7,18 +7,27 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
-def knob(description: str, default: Any = None) -> Any:
-    """Make a field of the recipe; its description is what `--help` prints."""
+def knob(description: str, default: Any = None, *, said_only: bool = False) -> Any:
+    """Make a field of the recipe.
+
+    Args:
+        description: What `--list-fields` prints.
+        default: Its default.
+        said_only: Whether it is read by people alone, so that no checkpoint depends on it.
+    """
+    metadata = {"help": description, "said_only": said_only}
     if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": description})
-    return field(default=default, metadata={"help": description})
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class SideTable:
     """A table with one row an item (or a user) and text about it."""
 
-    path: str | None = knob("CSV, TSV, Parquet or JSON lines file; none: no such table")
+    path: str | None = knob(
+        "CSV, TSV, Parquet or JSON lines file, here or on the Hub as in data.path; none: no such table"
+    )
     id_column: str = knob("column with the raw id", "id")
     title_column: str | None = knob("column shown to people as the name; none: the raw id is shown")
     text_columns: list[str] = knob("columns that make up the text, joined in this order", [])
@@ -34,8 +43,11 @@ class Data:
         "separated; dataset: a `datasets` repo on the Hub or a folder that load_dataset opens",
         "table",
     )
-    path: str | None = knob("file, folder or repo; relative to the current folder, else to the project's")
-    dataset_split: str = knob("with format dataset: the split that is read", "train")
+    path: str | None = knob(
+        "file, folder or repo; relative to the current folder, else to the project's; a file of a Hub repo is "
+        "hf://datasets/me/data/file.csv; me/data@revision for another revision than main"
+    )
+    dataset_split: str = knob("with format dataset: the split that is read; several as in train+test, or all", "train")
     user_column: str = knob("column with the raw user id", "user")
     item_column: str = knob("column with the raw item id", "item")
     rating_column: str | None = knob("column with a numeric rating; none: every row is an interaction")
@@ -60,11 +72,16 @@ class Data:
     item_prompt: str = knob("prompt of the document with an item's title and text", "The title and genres of {item}:")
     user_prompt: str = knob("prompt of the document with a user's text", "{user} is described as:")
     examples: list[Any] = knob(
-        "histories (lists of raw item ids) whose recommendations are shown; none: three users of the test", []
+        "histories (lists of raw item ids) whose recommendations are shown and published; none: they are made up, of popular "
+        "items and their neighbours",
+        [],
     )
     license: str | None = knob("licence of the data, for the model card (an identifier of the Hub)")
     source: str | None = knob("where the data come from, for the model card")
-    publish_users: bool = knob("whether raw user ids may go into the published folder; they are personal data", False)
+    publish_users: bool = knob(
+        "whether raw user ids, texts about users and times of interactions may be published; they are personal data",
+        False,
+    )
 
 
 @dataclass(frozen=True)
@@ -73,6 +90,9 @@ class Backbone:
 
     name: str | None = knob("Hub name or local folder of a pretrained causal language model; none: made from `config`")
     gguf_file: str | None = knob("with name: the GGUF file to read there")
+    hub_name: str | None = knob(
+        "with the name of a folder: what that backbone is called on the Hub, for the model card", said_only=True
+    )
     layers: int | None = knob("keep only so many of the lowest layers")
     config: dict[str, Any] = knob("with no name: the backbone's own configuration, model_type included", {})
     train: Literal["none", "lora", "full"] = knob("which weights of the backbone and of the words learn", "none")
@@ -172,6 +192,7 @@ class Recipe:
     device: str = knob("auto, cpu, cuda, cuda:1, mps …", "auto")
     tracker: str = knob("a tracker of Accelerate (tensorboard, wandb, …) or none", "tensorboard")
     license: str | None = knob("licence of the trained model, for its card (an identifier of the Hub)")
+    language: list[str] = knob("languages of the texts, for the model card (en, de, … or multilingual, code)", [])
     data: Data = field(default_factory=Data, metadata={"help": "the data"})
     backbone: Backbone = field(default_factory=Backbone, metadata={"help": "the backbone"})
     method: Method = field(default_factory=Method, metadata={"help": "the method"})

@@ -12,7 +12,7 @@ from configuration.recipe import Recipe
 from modeling_cllm4rec import CLLM4RecForRecommendation
 from training.command_line import make_parser, run_script
 from training.data.batches import layout_of
-from training.data.corpora import corpus_fingerprint, open_corpora
+from training.data.corpora import open_corpora
 from training.evaluation.scoring import Validation
 from training.hub.folder import write_model_folder
 from training.run import Run, logged, make_accelerator, stage_fingerprint
@@ -43,7 +43,7 @@ def finetune(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -
     if not (start / "config.json").is_file():
         raise InputError(f"{start}: no pretrained model is there; run training/pretrain.py with the same recipe first")
     corpora = open_corpora(run.corpora)
-    mark = corpus_fingerprint(recipe, corpora.info["source"])
+    mark = corpora.fingerprint_with(recipe)
     run.check_checkpoint("pretrain", mark)
     run.check_free("finetune", resume=resume, overwrite=overwrite)
     if resume:

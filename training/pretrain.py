@@ -14,7 +14,7 @@ from configuration.load import dump_recipe
 from configuration.recipe import Recipe
 from training.command_line import make_parser, run_script
 from training.data.batches import layout_of
-from training.data.corpora import corpus_fingerprint, open_corpora
+from training.data.corpora import expected_fingerprint, open_corpora
 from training.data.interactions import build_interactions
 from training.data.readers import read_tables
 from training.evaluation.scoring import Validation
@@ -63,7 +63,7 @@ def pretrain(
     if accelerator.is_main_process:
         interactions = build_interactions(read_tables(recipe.data, frame), recipe.data, recipe.seed)
         if resume:
-            run.check_checkpoint("pretrain", corpus_fingerprint(recipe, interactions.source))
+            run.check_checkpoint("pretrain", expected_fingerprint(run.corpora, recipe, interactions.source))
     with logged(run, accelerator):
         if interactions is not None:
             prepare_corpora(run, interactions)

@@ -12,7 +12,7 @@ from configuration.errors import InputError
 from configuration.recipe import Recipe
 from training.command_line import make_parser, run_script
 from training.data.batches import Batch, collaborative_batch, content_batch, layout_of, recommendation_batch
-from training.data.corpora import KINDS, Corpora, build_corpora, corpus_fingerprint, open_corpora
+from training.data.corpora import KINDS, Corpora, build_corpora, open_corpora
 from training.data.interactions import build_interactions
 from training.data.readers import read_tables
 from training.run import Run
@@ -38,7 +38,7 @@ def show_corpus(recipe: Recipe, count: int = 3, epoch: int = 0) -> str:
     run = Run.of(recipe)
     if (run.corpora / "info.json").is_file():
         corpora = open_corpora(run.corpora)
-        if corpora.info["fingerprint"] != corpus_fingerprint(recipe, corpora.info["source"]):
+        if corpora.info["fingerprint"] != corpora.fingerprint_with(recipe):
             raise InputError(
                 f"{run.corpora}: these corpora were made with another recipe; give the one they were made with, or another name=…"
             )

@@ -213,6 +213,9 @@ def test_an_ill_typed_field_names_itself_its_value_and_what_it_may_be(word, comp
         ("pretrain.batch_size=0", "at least 1"),
         ("finetune.lr=0", "more than 0"),
         ("data.examples=[a, b]", "histories as in [[a, b], [c]]"),
+        ("language=[english]", "each a code of two or three letters, multilingual or code"),
+        ("backbone.hub_name=https://hub/it", "the name of a repo, as in org/model"),
+        ("backbone.hub_name=me/it", "to load it from the Hub, name it there"),
     ],
 )
 def test_a_value_out_of_range_names_its_field_and_range(word, complaint):
@@ -360,6 +363,13 @@ def test_a_fingerprint_follows_the_chosen_parts_alone():
     assert fingerprint(recipe, ["data"]) != fingerprint(other_data, ["data"])
     assert fingerprint(recipe, ["finetune.lr"]) != fingerprint(other_lr, ["finetune.lr"])
     assert len(fingerprint(recipe, ["data"])) == 64
+
+
+def test_a_fingerprint_leaves_out_what_is_said_to_people_alone():
+    recipe = load_recipe("sample", "smollm2")
+    unnamed = load_recipe("sample", "smollm2", ["backbone.hub_name=none"])
+
+    assert fingerprint(recipe, ["backbone"]) == fingerprint(unnamed, ["backbone"])
 
 
 def test_a_fingerprint_is_the_sha256_of_canonical_json():

@@ -31,12 +31,12 @@ def test_every_set_loads_with_every_method(config, method):
 
 @pytest.mark.parametrize("config", SETS)
 def test_the_files_of_sets_hold_data_fields_only(config):
-    assert set(read(config)) <= {"name", "license", "data"}
+    assert set(read(config)) <= {"name", "license", "language", "data"}
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_files_of_methods_hold_no_data_fields(method):
-    assert not set(read(method)) & {"name", "license", "data"}
+    assert not set(read(method)) & {"name", "license", "language", "data"}
 
 
 @pytest.mark.parametrize("name", [*SETS, *METHODS])

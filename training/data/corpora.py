@@ -1,7 +1,8 @@
 """Tokenised corpora on disk: what each training stage and the evaluation read, memory-mapped.
 
 `Interactions` → `content`, `collaborative`, `recommendation`, `validation`, `test` (folders that `datasets` opens), the tokenizer,
-`items.jsonl`, `users.jsonl` and `info.json`. ID sequences are built by arithmetic, text is tokenised once, in batch.
+`items.jsonl`, `users.jsonl`, `info.json`, and `interactions.parquet`, which no training reads: it is what a published dataset is
+made of. ID sequences are built by arithmetic, text is tokenised once, in batch.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from datasets import Dataset, load_from_disk
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
@@ -24,18 +26,23 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 from configuration.errors import InputError
 from configuration.load import fingerprint
 from configuration.recipe import Data, Recipe
-from modeling_cllm4rec.tokenization_cllm4rec import TokenizerWithUserItemIDTokens, train_byte_level_bpe
+from modeling_cllm4rec.tokenization_cllm4rec import TokenizerWithUserItemIDTokens
 from training.data.interactions import TEST, TRAIN, VALIDATION, Interactions
 from training.data.ragged import Ragged
+from training.data.readers import SPLITS
+from training.data.vocabulary import train_vocabulary
 from training.files import written_whole
 
 logger = logging.getLogger(__name__)
 
 CORPORA_VERSION = 1
 REVIEW, ITEM_TEXT, USER_TEXT = 0, 1, 2
-# Fields of the data that say something about them and change nothing in the corpora.
+# Fields of the data that say something about them and change nothing in the corpora; of `publish_users` see corpus_fingerprint.
 SAID_ONLY = ("license", "source", "publish_users", "examples")
 KINDS = ("review", "item text", "user text")
+INTERACTIONS = "interactions.parquet"
+# Key of info.json: raw user ids that are words of the vocabulary, or would be if users were published.
+IDS_AS_WORDS = "user_ids_as_words"
 HISTORY_PROMPT = ("{user} has interacted with", ",", " will interact with")
 TEXTS_PER_BATCH = 4096
 
@@ -78,6 +85,24 @@ class Corpora:
         """Raw id, text and training history (item indices) of each user, in id order."""
         return read_json_lines(self.folder / "users.jsonl")
 
+    def interactions(self) -> pa.Table:
+        """A row per pair, by user, then by time: user and item (index), split; timestamp and review where the data have them.
+
+        Raises:
+            InputError: if an earlier version built these corpora, which did not keep them.
+        """
+        path = self.folder / INTERACTIONS
+        if not path.is_file():
+            raise InputError(
+                f"{self.folder} has no {INTERACTIONS}: it was built by an earlier version; remove that folder and run "
+                "training/show_corpus.py with the run's recipe, which builds it again and leaves the training as it is"
+            )
+        return pq.read_table(path)
+
+    def fingerprint_with(self, recipe: Recipe) -> str:
+        """What the fingerprint of these corpora would be, had they been built with this recipe."""
+        return corpus_fingerprint(recipe, self.info["source"], self.info.get(IDS_AS_WORDS, 0))
+
     @property
     def num_users(self) -> int:
         """Users with a token."""
@@ -103,8 +128,15 @@ class Texts:
         return len(self.documents)
 
 
-def corpus_fingerprint(recipe: Recipe, source: dict[str, str]) -> str:
-    """What a folder of corpora depends on: data and text fields of the recipe, the seed, and the content of the files."""
+def corpus_fingerprint(recipe: Recipe, source: dict[str, str], ids_as_words: int = 0) -> str:
+    """What a folder of corpora depends on: data and text fields of the recipe, the seed, and the content of the files.
+
+    Args:
+        recipe: The recipe.
+        source: SHA-256 of each file that was read.
+        ids_as_words: How many raw user ids are words of the vocabulary, or would be: with any, it depends on
+            `data.publish_users`, too.
+    """
     fields = (
         *(f"data.{field.name}" for field in dataclasses.fields(Data) if field.name not in SAID_ONLY),
         "seed",
@@ -113,9 +145,17 @@ def corpus_fingerprint(recipe: Recipe, source: dict[str, str]) -> str:
         "backbone.name",
         "backbone.gguf_file",
         "backbone.num_words",
+        *(["data.publish_users"] if ids_as_words else []),
     )
     parts = {"version": CORPORA_VERSION, "recipe": fingerprint(recipe, fields), "source": source}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def expected_fingerprint(folder: Path, recipe: Recipe, source: dict[str, str]) -> str:
+    """The fingerprint that corpora in `folder` have where they are up to date."""
+    path = folder / "info.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return corpus_fingerprint(recipe, source, known.get(IDS_AS_WORDS, 0))
 
 
 def open_corpora(folder: Path) -> Corpora:
@@ -149,13 +189,13 @@ def build_corpora(interactions: Interactions, recipe: Recipe, folder: Path, *, p
             "backbone.config: vocab_size is given, but user and item ids follow the words of the vocabulary that is trained; "
             "leave it out and set backbone.num_words"
         )
-    known = folder / "info.json"
-    mark = corpus_fingerprint(recipe, interactions.source)
-    if known.is_file() and json.loads(known.read_text(encoding="utf-8")).get("fingerprint") == mark:
-        logger.info("corpora: %s is up to date", folder)
-        return open_corpora(folder)
+    if (folder / INTERACTIONS).is_file() and (folder / "info.json").is_file():
+        known = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+        if known.get("fingerprint") == expected_fingerprint(folder, recipe, interactions.source):
+            logger.info("corpora: %s is up to date", folder)
+            return open_corpora(folder)
     with written_whole(folder) as target:
-        base = base_tokenizer(interactions, recipe)
+        base, ids_as_words = base_tokenizer(interactions, recipe)
         num_words = num_backbone_words(recipe, base)
         try:
             tokenizer = TokenizerWithUserItemIDTokens.from_backbone(
@@ -179,6 +219,7 @@ def build_corpora(interactions: Interactions, recipe: Recipe, folder: Path, *, p
         }.items():
             if len(table):  # `datasets` cannot open an empty folder
                 save_dataset(table, target / name)
+        pq.write_table(interactions_table(interactions), target / INTERACTIONS, compression="zstd")
         popularity = np.bincount(interactions.items[interactions.splits == TRAIN], minlength=interactions.num_items)
         write_json_lines(
             target / "items.jsonl",
@@ -199,13 +240,14 @@ def build_corpora(interactions: Interactions, recipe: Recipe, folder: Path, *, p
         )
         info = {
             "version": CORPORA_VERSION,
-            "fingerprint": mark,
+            "fingerprint": corpus_fingerprint(recipe, interactions.source, ids_as_words),
             "seed": recipe.seed,
             "source": interactions.source,
             "counts": corpus_counts(interactions, texts, tokenizer),
             "filtered": interactions.log,
             "recipe": {"data": asdict(recipe.data), "max_text_tokens": recipe.method.max_text_tokens},
             "prompt_ids": prompt_ids(tokenizer),
+            IDS_AS_WORDS: ids_as_words,
         }
         (target / "info.json").write_text(json.dumps(info, indent=2, ensure_ascii=False), encoding="utf-8")
     return open_corpora(folder)
@@ -251,6 +293,20 @@ def history_table(interactions: Interactions, split: int) -> pa.Table:
     rows = histories.take(users)
     items = pa.ListArray.from_arrays(pa.array(rows.offsets, pa.int32()), pa.array(rows.values, pa.int32()))
     return pa.table({"user": pa.array(users, pa.int32()), "items": items})
+
+
+def interactions_table(interactions: Interactions) -> pa.Table:
+    """A row per pair as [`Corpora.interactions`] gives it back."""
+    columns = {
+        "user": pa.array(interactions.users, pa.int32()),
+        "item": pa.array(interactions.items, pa.int32()),
+        "split": pa.DictionaryArray.from_arrays(interactions.splits, SPLITS).cast(pa.string()),
+    }
+    if interactions.timestamps is not None:
+        columns["timestamp"] = pa.array(interactions.timestamps, pa.int64())
+    if interactions.reviews is not None:
+        columns["review"] = pa.array(interactions.reviews, pa.string())
+    return pa.table(columns)
 
 
 class Source(NamedTuple):
@@ -358,15 +414,24 @@ def prompt_ids(tokenizer: TokenizerWithUserItemIDTokens) -> dict[str, list[int]]
     }
 
 
-def base_tokenizer(interactions: Interactions, recipe: Recipe) -> PreTrainedTokenizerFast:
-    """The backbone's own tokenizer, or a byte-level BPE trained on the prompts and on the texts that training may read."""
+def base_tokenizer(interactions: Interactions, recipe: Recipe) -> tuple[PreTrainedTokenizerFast, int]:
+    """The backbone's own tokenizer, or a byte-level BPE trained on the prompts and on the texts that training may read.
+
+    Returns:
+        The tokenizer, and how many raw user ids its words hold or would hold; 0 where the backbone brought its own words.
+    """
     backbone = recipe.backbone
-    if backbone.name is None:
-        data = recipe.data
-        prompts = [data.review_prompt, data.item_prompt, data.user_prompt, *HISTORY_PROMPT]
-        texts = (" " + source.text for source in training_texts(interactions)) if recipe.method.content_tower else ()
-        return train_byte_level_bpe(itertools.chain(prompts, texts), backbone.num_words)
-    return load_from_backbone(AutoTokenizer, recipe)
+    if backbone.name is not None:
+        return load_from_backbone(AutoTokenizer, recipe), 0
+    data = recipe.data
+    prompts = [data.review_prompt, data.item_prompt, data.user_prompt, *HISTORY_PROMPT]
+
+    def texts() -> Iterator[str]:
+        yield from prompts
+        if recipe.method.content_tower:
+            yield from (" " + source.text for source in training_texts(interactions))
+
+    return train_vocabulary(texts, backbone.num_words, interactions.user_ids, publish_users=data.publish_users)
 
 
 def num_backbone_words(recipe: Recipe, base: PreTrainedTokenizerFast) -> int:

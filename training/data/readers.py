@@ -23,6 +23,7 @@ import pandas as pd
 import configuration
 from configuration.errors import InputError
 from configuration.recipe import Data, SideTable
+from training.data.hub_files import HUB, HTTPError, fetch, is_on_hub
 from training.data.tables import (
     File,
     Table,
@@ -105,24 +106,30 @@ def _read_dataset(data: Data) -> RawTables:
 
     if data.path is None:
         raise InputError("data.path is not set; name a dataset of the Hub or a folder")
-    local = _find(data.path)
-    name = str(local or data.path)
+    given = data.path.removeprefix(f"{HUB}datasets/")
+    local = _find(given)
+    name, revision = str(local or given), None
+    if local is None and "@" in given:
+        name, _, revision = given.partition("@")
     saved = local is not None and any((local / mark).exists() for mark in ("state.json", "dataset_dict.json"))
     try:
         if saved:
             found = datasets.load_from_disk(name)
             if isinstance(found, datasets.DatasetDict):
-                if data.dataset_split not in found:
-                    raise ValueError(f"it has no split {data.dataset_split!r} but {', '.join(found)}")
-                found = found[data.dataset_split]
+                splits = list(found) if data.dataset_split == "all" else data.dataset_split.split("+")
+                for split in splits:
+                    if split not in found:
+                        raise ValueError(f"it has no split {split!r} but {', '.join(found)}")
+                found = datasets.concatenate_datasets([found[split] for split in splits])
         else:
-            found = datasets.load_dataset(name, split=data.dataset_split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            found = datasets.load_dataset(name, split=data.dataset_split, revision=revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError, HTTPError) as error:
         # What went wrong with a file of the folder is the cause of a general sentence.
         reason = first_line(error.__cause__ or error)
-        raise InputError(
-            f"{data.path}: the dataset cannot be opened ({reason}); check data.path and data.dataset_split"
-        ) from error
+        remedy = "check data.path and data.dataset_split"
+        if local is None:
+            remedy += ", and run `hf auth login` where the repo is private"
+        raise InputError(f"{data.path}: the dataset cannot be opened ({reason}); {remedy}") from error
     columns = _columns(data)
     check_columns(data.path, found.column_names, columns)
     content = found.select_columns(list(columns)).with_format("arrow")[:]
@@ -134,7 +141,7 @@ def _read_ml_100k(data: Data) -> RawTables:
     """Read MovieLens 100K from its folder or zip; where there is neither, fetch the zip from GroupLens."""
     if data.path is None:
         raise InputError("data.path is not set; name the folder or zip of ml-100k, or where its zip shall be put")
-    path = _find(data.path)
+    path = fetch(data.path, "data.path") if is_on_hub(data.path) else _find(data.path)
     if path is None:
         path = Path(data.path).expanduser()
         _download(ML_100K_URL, ML_100K_SHA256, path)
@@ -418,6 +425,8 @@ def _locate(path: str | None, name: str) -> tuple[Path, str]:
     """Find a path that must exist, and what errors call it."""
     if path is None:
         raise InputError(f"{name} is not set; name a file, or hand over a DataFrame")
+    if is_on_hub(path):
+        return fetch(path, name), path
     found = _find(path)
     if found is None:
         raise InputError(f"{path}: there is no such file, from {Path.cwd()} or from {_PROJECT}; correct {name}")

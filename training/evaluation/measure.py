@@ -1,22 +1,27 @@
-"""Everything that `predict` measures, draws and shows of a trained run."""
+"""Everything that `predict` measures and draws of a trained run."""
 
 import logging
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import AutoModelForCausalLM
 
-from configuration.errors import InputError
+from configuration.load import PROJECT
 from configuration.recipe import Recipe
 from training.data.batches import layout_of
 from training.data.corpora import Corpora
 from training.evaluation.baselines import fit_baselines
+from training.evaluation.bias import Bias
+from training.evaluation.examples import example_recommendations, made_up_histories
 from training.evaluation.perplexity import review_perplexity
 from training.evaluation.pictures import draw_curves, draw_item_map
 from training.evaluation.predictions import predictions_file
-from training.evaluation.ranking import evaluate_scores
-from training.evaluation.results import hardware, show_recommendations, versions
+from training.evaluation.ranking import as_json, evaluate_scores, mean_over_users
+from training.evaluation.results import hardware, versions
 from training.evaluation.scoring import ModelScores, split_matrix
 from training.files import written_whole
 from training.run import Run, peak_memory_bytes
@@ -24,37 +29,98 @@ from training.stages.teacher import fitted_ials
 
 logger = logging.getLogger(__name__)
 
-SHOWN_EXAMPLES, SHOWN_ITEMS = 3, 5
+
+def measure_run(
+    model: Any, corpora: Corpora, recipe: Recipe, run: Run, accelerator: Accelerator, histories: list[list[int]]
+) -> dict[str, Any]:
+    """All that is measured of a trained model.
+
+    Args:
+        model: The recommendation head.
+        corpora: The run's.
+        recipe: The run's.
+        run: The run.
+        accelerator: For the device of the content language model.
+        histories: Item indices of the histories to recommend to; where there are none, some are made up.
+
+    Returns:
+        `model` of [`model_record`]; `test`, `test_by_history`, `validation` and `bias` of [`measure`]; `baselines` of
+        [`measure_baselines`] where the recipe has any; `examples` of [`~training.evaluation.examples.example_recommendations`];
+        `review_perplexity` of [`measure_perplexity`].
+    """
+    results: dict[str, Any] = {"model": model_record(model, recipe)}
+    measured, ranking = measure(model, corpora, recipe, run)
+    results |= measured
+    if recipe.evaluation.baselines:
+        results["baselines"] = measure_baselines(corpora, recipe, run, ranking)
+    histories = histories or made_up_histories(corpora, item_embeddings(model))
+    results["examples"] = example_recommendations(model, corpora, histories)
+    results["review_perplexity"] = measure_perplexity(corpora, recipe, run, accelerator)
+    return results
 
 
-def measure(model: Any, corpora: Corpora, recipe: Recipe, run: Run) -> dict[str, Any]:
-    """Figures on validation and test; on the way through the test, every user's best items go to `predictions.parquet`."""
+class ModelRanking(NamedTuple):
+    """What the baselines are compared with: the model's test ranking, and its NDCG@100 of each user by history alone."""
+
+    bias: Bias
+    ndcg_by_history: np.ndarray
+
+
+def measure(model: Any, corpora: Corpora, recipe: Recipe, run: Run) -> tuple[dict[str, Any], ModelRanking]:
+    """Figures on validation and test; on the way through the test, every user's best items go to `predictions.parquet`.
+
+    Returns:
+        `test` and `validation`; `test_by_history`, where the prompts have no user token, as for somebody new; `bias`, which
+        [`~training.evaluation.bias.Bias.to_dict`] describes. And what the baselines are compared with.
+    """
     train, validation, test = (split_matrix(corpora, name) for name in ("recommendation", "validation", "test"))
-    scores = ModelScores(model, *corpora.histories("recommendation"), layout_of(corpora), model.config.max_history)
-    size = recipe.evaluation.batch_size
+    seen, size = (train + validation).tocsr(), recipe.evaluation.batch_size
+    prompts = (*corpora.histories("recommendation"), layout_of(corpora), model.config.max_history)
+    scores = ModelScores(model, *prompts)
     everyone = scores.by_length(np.arange(corpora.num_users))
-    with_validation = scores.by_length(np.flatnonzero(np.diff(validation.indptr)))
+    with_validation, with_test = (
+        scores.by_length(np.flatnonzero(np.diff(held_out.indptr))) for held_out in (validation, test)
+    )
     on_validation = evaluate_scores(scores, with_validation, train, validation, batch_size=size, progress=True)
+    by_history = evaluate_scores(
+        ModelScores(model, *prompts, user_tokens=False), with_test, seen, test, batch_size=size, progress=True
+    )
     user_ids, item_ids = ([row["id"] for row in rows] for rows in (corpora.users(), corpora.items()))
-    top_k = recipe.evaluation.top_k
+    top_k, bias = recipe.evaluation.top_k, Bias(train, test)
     with predictions_file(run.folder / "predictions.parquet", user_ids, item_ids, top_k) as write:
+
+        def read(*block: np.ndarray) -> None:
+            write(*block)
+            bias(*block)
+
         on_test = evaluate_scores(
-            scores,
-            everyone,
-            (train + validation).tocsr(),
-            test,
-            batch_size=size,
-            progress=True,
-            k=top_k,
-            read_block=write,
+            scores, everyone, seen, test, batch_size=size, progress=True, k=top_k, read_block=read
         )
-    return {"test": on_test.figures().to_dict(), "validation": on_validation.figures().to_dict()}
+    ndcg_by_history = np.full(corpora.num_users, np.nan)
+    ndcg_by_history[with_test] = by_history.ndcg_at_100
+    return {
+        "test": on_test.figures().to_dict(),
+        "test_by_history": by_history.figures().to_dict(),
+        "validation": on_validation.figures().to_dict(),
+        "bias": bias.to_dict(),
+    }, ModelRanking(bias, ndcg_by_history)
 
 
-def measure_baselines(corpora: Corpora, recipe: Recipe, run: Run) -> dict[str, Any]:
-    """The baselines, fitted on train, tuned on validation, on the test split; validation items are not ranked."""
+def measure_baselines(corpora: Corpora, recipe: Recipe, run: Run, model: ModelRanking) -> dict[str, Any]:
+    """The baselines, fitted on train, tuned on validation, on the test split; validation items are not ranked.
+
+    Args:
+        corpora: The run's.
+        recipe: The run's.
+        run: The run.
+        model: The model's ranking.
+
+    Returns:
+        By name the figures, `settings`, `validation_ndcg_at_100`, `bias` as the model's, and `behind_model` and
+        `behind_model_by_history`: mean and standard error of how much higher the model's NDCG@100 is, user by user.
+    """
     train, validation, test = (split_matrix(corpora, name) for name in ("recommendation", "validation", "test"))
-    users, seen = np.flatnonzero(np.diff(test.indptr)), (train + validation).tocsr()
+    everyone, seen = np.arange(corpora.num_users), (train + validation).tocsr()
     names = recipe.evaluation.baselines
     ials = fitted_ials(run.checkpoints("teacher")) if "ials" in names else None
     fitted = fit_baselines(
@@ -62,11 +128,18 @@ def measure_baselines(corpora: Corpora, recipe: Recipe, run: Run) -> dict[str, A
     )
     if ials is not None:
         fitted["ials"] = ials
-    return {
-        name: evaluate_scores(baseline.score, users, seen, test).figures().to_dict()
-        | {"settings": baseline.settings, "validation_ndcg_at_100": baseline.validation_ndcg_at_100}
-        for name, baseline in fitted.items()
-    }
+    measured = {}
+    for name, baseline in fitted.items():
+        bias = Bias(train, test)
+        per_user = evaluate_scores(baseline.score, everyone, seen, test, read_block=bias)
+        measured[name] = per_user.figures().to_dict() | {
+            "settings": baseline.settings,
+            "validation_ndcg_at_100": baseline.validation_ndcg_at_100,
+            "behind_model": as_json(mean_over_users(model.bias.ndcg_at_100 - bias.ndcg_at_100)),
+            "behind_model_by_history": as_json(mean_over_users(model.ndcg_by_history - bias.ndcg_at_100)),
+            "bias": bias.to_dict(model.bias),
+        }
+    return measured
 
 
 def measure_perplexity(corpora: Corpora, recipe: Recipe, run: Run, accelerator: Accelerator) -> dict[str, Any] | None:
@@ -84,6 +157,46 @@ def measure_perplexity(corpora: Corpora, recipe: Recipe, run: Run, accelerator: 
     return measured
 
 
+def model_record(model: Any, recipe: Recipe) -> dict[str, Any]:
+    """What the model is: size, shape, and what it was made of.
+
+    Returns:
+        `parameters` in all and `parts`, those of each part, tied ones counted once; `backbone` with `model_type`, `layers`,
+        `width` and `words`; `max_history`, the items that a prompt has room for; `architecture` as torch prints it;
+        `base_model` and `dataset`, the names on the Hub of the pretrained backbone and of the data, None where there is none.
+    """
+    config, parts = model.config.get_text_config(), dict[str, int]()
+    for name, parameter in model.named_parameters():
+        part = name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0]
+        parts[part] = parts.get(part, 0) + parameter.numel()
+    backbone, data = recipe.backbone, recipe.data
+    return {
+        "parameters": sum(parts.values()),
+        "parts": parts,
+        "backbone": {
+            "model_type": config.model_type,
+            "layers": config.num_hidden_layers,
+            "width": config.hidden_size,
+            "words": model.config.num_words,
+        },
+        "max_history": model.config.max_history,
+        "architecture": str(model),
+        "base_model": backbone.hub_name or hub_name(backbone.name),
+        "dataset": hub_name(data.path) if data.format == "dataset" else None,
+    }
+
+
+def hub_name(name: str | None) -> str | None:
+    """The name if it can be that of a Hub repo and is no file or folder here."""
+    if name is None or any((place / name).exists() for place in (Path.cwd(), PROJECT)):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
 def training_record(run: Run, seconds: float) -> dict[str, Any]:
     """Time, memory, epochs, versions and machine: what the run cost and what its figures depend on."""
     costs = run.stage_costs() | {"predict": {"seconds": seconds, "peak_memory_bytes": peak_memory_bytes()}}
@@ -96,6 +209,11 @@ def training_record(run: Run, seconds: float) -> dict[str, Any]:
     }
 
 
+def item_embeddings(model: Any) -> np.ndarray:
+    """Embeddings of the items, float32 `(items, width)`."""
+    return model.get_output_embeddings().weight.detach().float().cpu().numpy()
+
+
 def draw_pictures(model: Any, corpora: Corpora, run: Run) -> None:
     """Loss curves and the map of the item embeddings, as PNG files."""
     items = corpora.items()
@@ -104,42 +222,8 @@ def draw_pictures(model: Any, corpora: Corpora, run: Run) -> None:
             {stage: run.epochs(stage) for stage in ("pretrain", "finetune") if run.epochs(stage)}, target / "curves.png"
         )
         draw_item_map(
-            model.get_output_embeddings().weight.detach().float().cpu().numpy(),
+            item_embeddings(model),
             [item["title"] for item in items],
             np.asarray([item["popularity"] for item in items]),
             target / "items.png",
         )
-
-
-def example_histories(corpora: Corpora, recipe: Recipe) -> tuple[list[list[int]], list[int | None]]:
-    """Item indices of the recipe's example histories, of nobody known, or else of three users.
-
-    Raises:
-        InputError: if an example names an item that is not in the catalogue.
-    """
-    if recipe.data.examples:
-        index = {item["id"]: j for j, item in enumerate(corpora.items())}
-        unknown = [raw for history in recipe.data.examples for raw in history if raw not in index]
-        if unknown:
-            raise InputError(
-                f"data.examples: no item {unknown[0]!r} is in the catalogue; give raw item ids of the data"
-            )
-        histories = [[index[raw] for raw in history] for history in recipe.data.examples]
-        return histories, [None] * len(histories)
-    known, rows = corpora.histories("recommendation")
-    places = np.unique(np.linspace(0, len(known) - 1, SHOWN_EXAMPLES).astype(int))
-    return [rows[place].tolist() for place in places], [int(known[place]) for place in places]
-
-
-def example_recommendations(
-    model: Any, corpora: Corpora, histories: list[list[int]], users: list[int | None]
-) -> list[str]:
-    """Recommendations for histories, as a person reads them."""
-    items = corpora.items()
-    best = model.recommend(histories, users, k=SHOWN_ITEMS)
-    return [
-        show_recommendations(
-            [items[j] for j in history], [(items[j], score) for j, score in zip(row, scores, strict=True) if j >= 0]
-        )
-        for history, row, scores in zip(histories, best.items.tolist(), best.scores.tolist(), strict=True)
-    ]

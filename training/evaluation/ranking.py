@@ -45,11 +45,7 @@ class Figures:
         JSON has no nan: it becomes None.
         """
         means = {"ndcg_at_100": self.ndcg_at_100, "recall_at_20": self.recall_at_20, "recall_at_40": self.recall_at_40}
-        numbers = {
-            name: {key: None if isnan(number) else number for key, number in vars(mean).items()}
-            for name, mean in means.items()
-        }
-        return {**numbers, "num_users": self.num_users}
+        return {**{name: as_json(mean) for name, mean in means.items()}, "num_users": self.num_users}
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +59,9 @@ class PerUser:
     def figures(self) -> Figures:
         """Means over the users who have held-out items."""
         return Figures(
-            ndcg_at_100=_mean(self.ndcg_at_100),
-            recall_at_20=_mean(self.recall_at_20),
-            recall_at_40=_mean(self.recall_at_40),
+            ndcg_at_100=mean_over_users(self.ndcg_at_100),
+            recall_at_20=mean_over_users(self.recall_at_20),
+            recall_at_40=mean_over_users(self.recall_at_40),
             num_users=int(np.count_nonzero(~np.isnan(self.ndcg_at_100))),
         )
 
@@ -149,7 +145,13 @@ def rank(scores: np.ndarray, seen: csr_matrix, users: np.ndarray, k: int) -> np.
     return np.where(np.isneginf(best), -1, items)
 
 
-def _mean(per_user: np.ndarray) -> Mean:
+def as_json(mean: Mean) -> dict[str, float | None]:
+    """`{"value", "standard_error"}`; JSON has no nan: it becomes None."""
+    return {key: None if isnan(number) else number for key, number in vars(mean).items()}
+
+
+def mean_over_users(per_user: np.ndarray) -> Mean:
+    """Mean and standard error of what is not nan, float `(users,)`."""
     values = per_user[~np.isnan(per_user)]
     count = len(values)
     return Mean(

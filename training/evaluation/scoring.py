@@ -18,13 +18,21 @@ from training.evaluation.ranking import evaluate_scores
 class ModelScores:
     """Scores of the recommendation head for users given by their row in the training histories; called by the rankings.
 
-    The prompt holds training items only, at validation and at test time.
+    The prompt holds training items only, at validation and at test time; without `user_tokens` it names nobody, so that the
+    scores are those of somebody new with the same history.
     """
 
     def __init__(
-        self, model: PreTrainedModel, users: np.ndarray, histories: Ragged, layout: Layout, max_history: int
+        self,
+        model: PreTrainedModel,
+        users: np.ndarray,
+        histories: Ragged,
+        layout: Layout,
+        max_history: int,
+        *,
+        user_tokens: bool = True,
     ) -> None:
-        self.model, self.layout, self.max_history = model, layout, max_history
+        self.model, self.layout, self.max_history, self.user_tokens = model, layout, max_history, user_tokens
         self.lengths = np.zeros(layout.num_users, np.int64)
         self.lengths[users] = histories.lengths
         # A row for each user, empty for those without training items.
@@ -38,7 +46,8 @@ class ModelScores:
     def __call__(self, users: np.ndarray) -> np.ndarray:
         """Logits `(users, num_items)`, float32."""
         self.model.eval()
-        batch = evaluation_batch(users, self.histories.take(users), self.layout, self.max_history)
+        named = users if self.user_tokens else np.full_like(users, -1)
+        batch = evaluation_batch(named, self.histories.take(users), self.layout, self.max_history)
         device = self.model.get_output_embeddings().weight.device
         logits = self.model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
         return logits.float().cpu().numpy()

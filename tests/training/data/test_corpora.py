@@ -325,3 +325,59 @@ def test_what_is_said_about_the_data_changes_no_fingerprint(shop, shop_recipe):
     other = replace(shop_recipe, data=replace(shop_recipe.data, min_user_interactions=2))
     marks = [corpus_fingerprint(recipe, {"a": "b"}) for recipe in (shop_recipe, said, other)]
     assert marks[0] == marks[1] != marks[2]
+
+
+def test_interactions_are_kept_as_they_were_sorted(shop, shop_frame):
+    kept = shop.interactions()
+    users, items = ([row["id"] for row in rows] for rows in (shop.users(), shop.items()))
+    assert [
+        (users[row["user"]], items[row["item"]], row["split"], row["review"] or "") for row in kept.to_pylist()
+    ] == list(shop_frame[["user", "item", "split", "review"]].itertuples(index=False, name=None))
+    assert kept.column_names == ["user", "item", "split", "review"]
+
+
+def test_times_are_kept_where_the_data_have_them(build, store_frame, store_recipe, tmp_path):
+    kept = build(store_frame, store_recipe, tmp_path / "corpora").interactions()
+    assert kept["timestamp"].to_pylist() == store_frame.sort_values(["user", "time"])["time"].tolist()
+
+
+def planted(frame, recipe, *, publish_users):
+    """The shop with a customer called zorblax, who signs every review."""
+    frame = frame.replace({"user": {"eve": "zorblax"}})
+    frame["review"] = frame["review"].where(frame["user"] != "zorblax", "zorblax says it works")
+    return frame, without_side_tables(replace(recipe, data=replace(recipe.data, publish_users=publish_users)))
+
+
+@pytest.mark.parametrize("publish_users", [False, True])
+def test_a_raw_user_id_is_a_word_only_where_users_are_published(
+    build, shop_frame, shop_recipe, tmp_path, publish_users
+):
+    corpora = build(*planted(shop_frame, shop_recipe, publish_users=publish_users), tmp_path / "corpora")
+    assert any("zorblax" in word for word in corpora.tokenizer.get_vocab()) == publish_users
+    assert "zorblax" in (tmp_path / "corpora" / "users.jsonl").read_text()
+    assert "zorblax says it works" in main_texts(corpora)
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_corpora_depend_on_publish_users_where_an_id_is_or_would_be_a_word(
+    build, shop_frame, shop_recipe, tmp_path, found
+):
+    frame, recipe = planted(shop_frame, shop_recipe, publish_users=False)
+    if not found:
+        frame = shop_frame
+    other = replace(recipe, data=replace(recipe.data, publish_users=True))
+    corpora = build(frame, recipe, tmp_path / "corpora")
+    before = (tmp_path / "corpora").stat().st_ino
+    assert (corpora.fingerprint_with(other) != corpora.info["fingerprint"]) == found
+    again = build(frame, other, tmp_path / "corpora")
+    assert ((tmp_path / "corpora").stat().st_ino != before) == found
+    assert again.fingerprint_with(recipe) == corpora.info["fingerprint"]
+    assert again.fingerprint_with(other) == again.info["fingerprint"]
+
+
+def test_corpora_of_a_version_that_kept_no_interactions_are_built_again(build, shop_frame, shop_recipe, tmp_path):
+    build(shop_frame, shop_recipe, tmp_path / "corpora")
+    (tmp_path / "corpora" / "interactions.parquet").unlink()
+    with pytest.raises(InputError, match=r"has no interactions\.parquet: .*training/show_corpus\.py"):
+        open_corpora(tmp_path / "corpora").interactions()
+    assert build(shop_frame, shop_recipe, tmp_path / "corpora").interactions().num_rows == 42

@@ -373,6 +373,10 @@ def test_datasets_are_read_from_folders_of_save_to_disk(tmp_path):
     assert len(one.source["one"]) == 64
     rest = read_tables(Data(path="several", dataset_split="rest", **fields))
     assert rest.interactions["user"].tolist() == ["b"]
+    for splits in ("train+rest", "all"):
+        assert read_tables(Data(path="several", dataset_split=splits, **fields)).interactions["user"].tolist() == [
+            *"abb"
+        ]
     with pytest.raises(InputError, match=r"several: .*no split 'tests' but train, rest"):
         read_tables(Data(path="several", dataset_split="tests", **fields))
 
@@ -382,6 +386,12 @@ def test_datasets_are_read_from_folders_that_load_dataset_opens(tmp_path, monkey
     (tmp_path / "repo").mkdir()
     write("repo/train.csv", "user,item\na,1\n")
     assert read_tables(Data(format="dataset", path="repo")).interactions["item"].tolist() == [1]
+    write("repo/test.csv", "user,item\na,2\n")
+    for splits, items in (("train+test", [1, 2]), ("all", [1, 2]), ("test", [2])):
+        assert (
+            read_tables(Data(format="dataset", path="repo", dataset_split=splits)).interactions["item"].tolist()
+            == items
+        )
     with pytest.raises(InputError, match=r"repo: there is no column 'usr' .data.user_column.; did you mean 'user'"):
         read_tables(Data(format="dataset", path="repo", user_column="usr"))
     with pytest.raises(InputError, match=r"repo: the dataset cannot be opened .*data.dataset_split"):

@@ -58,3 +58,20 @@ def test_the_most_popular_items_are_named_first(tmp_path, figures, items, width)
     labels = [text.get_text() for text in figures[0].axes[0].texts]
     assert labels[0] == f"item {items - 1}"
     assert len(labels) <= 24
+
+
+def test_no_label_covers_another(tmp_path, figures):
+    embeddings = np.random.default_rng(0).normal(size=(300, 3))
+    draw_item_map(
+        embeddings, [f"a title of some length {j}" for j in range(300)], np.arange(300), tmp_path / "items.png"
+    )
+    boxes = [text.get_window_extent().get_points() for text in figures[0].axes[0].texts]
+    assert len(boxes) > 5
+    for place, (low, high) in enumerate(boxes):
+        for other_low, other_high in boxes[:place]:
+            assert (high <= other_low).any() or (other_high <= low).any()
+
+
+def test_titles_with_dollars_and_line_breaks_are_drawn_as_they_are(tmp_path, figures):
+    draw_item_map(np.eye(3), ["$5 \\frac and $6", "two\nlines", "^_{"], np.array([3, 2, 1]), tmp_path / "items.png")
+    assert {text.get_text() for text in figures[0].axes[0].texts} == {"$5 \\frac and $6", "two lines", "^_{"}
