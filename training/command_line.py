@@ -1,8 +1,10 @@
 """The shell that every script shares: arguments to a recipe, a person's mistake to one sentence and exit code 2."""
 
 import argparse
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import datasets
 import transformers
@@ -30,8 +32,28 @@ def run_script(parser: argparse.ArgumentParser, function: Callable[[Recipe, argp
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     arguments = parser.parse_intermixed_args()
+    run_plainly(lambda: function(recipe_from_arguments(arguments), arguments))
+
+
+@contextmanager
+def said_aloud() -> Iterator[None]:
+    """Log lines go to the console, for a script that keeps no log."""
+    root, handler = logging.getLogger("training"), logging.StreamHandler(sys.stdout)
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
     try:
-        function(recipe_from_arguments(arguments), arguments)
+        yield
+    finally:
+        root.removeHandler(handler)
+
+
+def run_plainly(function: Callable[[], object]) -> None:
+    """Call the function; an `InputError` is printed as one line and ends with exit code 2, an interruption with 130."""
+    try:
+        function()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on or starts anew", file=sys.stderr)
+        raise SystemExit(130) from None

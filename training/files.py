@@ -72,6 +72,23 @@ def write_text(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def copy_whole(source: Path, path: Path) -> None:
+    """Copy a file whole or not at all.
+
+    Raises:
+        InputError: if the disk is full or may not be written; what was there before stays.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        shutil.copyfile(source, temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether a write failed for want of space: safetensors says so in words only, torch.save names its C++ file at best."""
     return getattr(error, "errno", None) in FULL or any(words in str(error) for words in FULL_IN_WORDS)

@@ -14,24 +14,21 @@ from transformers import AutoModelForSequenceClassification
 from configuration.errors import InputError
 from configuration.recipe import Recipe
 from training.command_line import make_parser, run_script
-from training.data.corpora import corpus_fingerprint, open_corpora
-from training.evaluation.measure import (
-    draw_pictures,
-    example_histories,
-    example_recommendations,
-    measure,
-    measure_baselines,
-    measure_perplexity,
-    training_record,
-)
+from training.data.corpora import open_corpora
+from training.evaluation.examples import example_histories, show_examples
+from training.evaluation.measure import draw_pictures, measure_run, training_record
 from training.evaluation.results import metrics_table
 from training.files import write_text
+from training.hub.folder import complete_model_folder
+from training.hub.publish import Options, check_ready, publish
 from training.run import Run, logged, make_accelerator
 
 logger = logging.getLogger("training.predict")
 
 
-def predict(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
+def predict(
+    recipe: Recipe, *, overwrite: bool = False, push_to_hub: str | None = None, private: bool = False
+) -> dict[str, Any]:
     """Measure the trained model on validation and test, compare, and write what a reader wants to see.
 
     The only function that reads the test split. It opens `model/` as any stranger would, through the Auto classes.
@@ -39,9 +36,13 @@ def predict(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
     Args:
         recipe: The recipe of the run.
         overwrite: Replace earlier results.
+        push_to_hub: Name of a repo that `model/` is sent to at the end, its card with the figures.
+        private: Whether that repo is made private.
 
     Returns:
-        What `results.json` holds. Beside it, `predictions.parquet` has every user's best items and `pictures/` the curves.
+        What `results.json` holds: `recipe`, `seed`, `data` (the corpora's `info.json`), and what
+        [`~training.evaluation.measure.measure_run`] and [`~training.evaluation.measure.training_record`] give; no user's id or
+        history is among them. Beside it, `predictions.parquet` has every user's best items and `pictures/` the curves.
         Of several processes the first does it all; the others return nothing at once.
 
     Raises:
@@ -56,33 +57,35 @@ def predict(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
         raise InputError(f"{run.folder / 'results.json'} exists already; replace it with --overwrite")
     corpora = open_corpora(run.corpora)
     for stage in ("pretrain", "finetune"):
-        run.check_checkpoint(stage, corpus_fingerprint(recipe, corpora.info["source"]))
+        run.check_checkpoint(stage, corpora.fingerprint_with(recipe))
     if "finetune" not in run.stage_costs():
         raise InputError(f"{run.model} is older than the pretraining beside it; run training/finetune.py first")
-    examples = example_histories(corpora, recipe)
+    histories = example_histories(corpora, recipe)
     accelerator = make_accelerator(recipe, None, run.folder)
     if not accelerator.is_main_process:
         return {}
+    if push_to_hub is not None:
+        check_ready(push_to_hub, recipe, private=private)
     with logged(run, accelerator, tracker=False):
         started = time.perf_counter()
         model = AutoModelForSequenceClassification.from_pretrained(run.model, trust_remote_code=True).to(
             accelerator.device
         )
         results: dict[str, Any] = {"recipe": asdict(recipe), "seed": recipe.seed, "data": corpora.info}
-        results |= measure(model, corpora, recipe, run)
-        if recipe.evaluation.baselines:
-            results["baselines"] = measure_baselines(corpora, recipe, run)
-        results["review_perplexity"] = measure_perplexity(corpora, recipe, run, accelerator)
+        results |= measure_run(model, corpora, recipe, run, accelerator, histories)
         results |= training_record(run, time.perf_counter() - started)
         draw_pictures(model, corpora, run)
         write_text(run.folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False))
+        complete_model_folder(run.model, run.folder / "pictures", corpora, recipe, results)
         logger.info("\n%s", metrics_table(results))
-        logger.info("\n%s", "\n\n".join(example_recommendations(model, corpora, *examples)))
+        logger.info("\n%s", show_examples(results["examples"], corpora))
         logger.info(
             "\n%.0f s in all, %.1f GB at the most. Figures: %s; pictures: %s; open %s with "
             "AutoModelForSequenceClassification.from_pretrained(…, trust_remote_code=True)",
             results["seconds"], results["peak_memory_bytes"] / 1e9, run.folder / "results.json", run.folder / "pictures", run.model,
         )  # fmt: skip
+        if push_to_hub is not None:
+            publish(run.folder, push_to_hub, options=Options(private=private))
     return results
 
 
@@ -90,7 +93,18 @@ def main() -> None:
     """The command line."""
     parser = make_parser(__doc__ or "", stage=False)
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results")
-    run_script(parser, lambda recipe, arguments: predict(recipe, overwrite=arguments.overwrite))
+    parser.add_argument(
+        "--push-to-hub",
+        metavar="REPO",
+        help="send model/ to this repo at the end; training/push.py does it later, and more",
+    )
+    parser.add_argument("--private", action="store_true", help="with --push-to-hub: make the repo private")
+    run_script(
+        parser,
+        lambda recipe, arguments: predict(
+            recipe, overwrite=arguments.overwrite, push_to_hub=arguments.push_to_hub, private=arguments.private
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from configuration.errors import InputError
 from configuration.load import load_recipe, recipe_from_dict
 from training.data.corpora import open_corpora
 from training.finetune import finetune
+from training.hub.folder import published_recipe
 from training.predict import predict
 from training.pretrain import pretrain
 from training.run import Run
@@ -31,6 +32,8 @@ FIGURES = ("ndcg_at_100", "recall_at_20", "recall_at_40")
 MODEL_FILES = [
     "config.json",
     "configuration_cllm4rec.py",
+    "generation_config.json",
+    "handler.py",
     "items.jsonl",
     "model.safetensors",
     "modeling_cllm4rec.py",
@@ -40,6 +43,7 @@ MODEL_FILES = [
     "tokenizer.json",
     "tokenizer_config.json",
 ]
+MEASURED_FILES = ["README.md", "pictures", "results.json"]
 BACKBONE = "model.backbone."
 LARGER = {"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 128}
 
@@ -94,7 +98,7 @@ def test_no_temporary_file_is_left(store_run):
 
 def test_the_run_keeps_its_recipe(store_run):
     assert load_recipe(store_run.folder / "recipe.yaml") == store_run.recipe
-    assert load_recipe(store_run.folder / "model" / "recipe.yaml") == store_run.recipe
+    assert load_recipe(store_run.folder / "model" / "recipe.yaml") == published_recipe(store_run.recipe)
     assert recipe_from_dict(store_run.results["recipe"]) == store_run.recipe
 
 
@@ -154,7 +158,7 @@ def test_perplexities_of_held_out_reviews_are_reported(store_run):
 
 
 def test_the_model_folder_holds_exactly_what_the_auto_classes_need(store_run):
-    assert names(store_run.folder / "model") == MODEL_FILES
+    assert names(store_run.folder / "model") == sorted(MODEL_FILES + MEASURED_FILES)
 
 
 def test_every_auto_class_opens_the_folder_and_gives_what_the_model_gave_in_memory(store_run, caplog):

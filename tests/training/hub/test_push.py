@@ -1,0 +1,486 @@
+"""A trained run pushed by the real client to the Hub of the suite, and opened from there."""
+
+import hashlib
+import json
+import math
+import re
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    pipeline,
+)
+
+from configuration.errors import InputError
+from configuration.load import dump_recipe
+from training import push
+from training.hub.folder import folder_recipe
+from training.hub.publish import in_bytes
+from training.predict import predict
+from training.run import Run
+
+FILES = [
+    ".gitattributes", "README.md", "config.json", "configuration_cllm4rec.py", "generation_config.json", "handler.py",
+    "items.jsonl", "model.safetensors", "modeling_cllm4rec.py", "pictures/curves.png", "pictures/items.png",
+    "pipeline_cllm4rec.py", "recipe.yaml", "results.json", "tokenization_cllm4rec.py", "tokenizer.json",
+    "tokenizer_config.json",
+]  # fmt: skip
+HISTORY = ["thing 01", "thing 04"]
+
+
+@pytest.fixture
+def run(store_copy):
+    """The folder of a trained run that a test may change, its licence stated."""
+    folder = Run.of(store_copy).folder
+    state(folder, license="mit")
+    return folder
+
+
+@pytest.fixture
+def send(monkeypatch, capsys):
+    """`training/push.py` with arguments: exit code, what it printed, what it complained of."""
+
+    def send(*arguments):
+        monkeypatch.setattr(sys, "argv", ["push.py", *map(str, arguments)])
+        code = 0
+        try:
+            push.main()
+        except SystemExit as error:
+            code = error.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return send
+
+
+def state(run, **fields):
+    """Write fields of the top level, or of `data`, into the recipe of a run's model."""
+    path = run / "model" / "recipe.yaml"
+    lines = path.read_text().splitlines()
+    for name, value in fields.items():
+        place = next(number for number, line in enumerate(lines) if re.match(rf"\s*{name}:", line))
+        lines[place] = f"{lines[place].split(':')[0]}: {value}"
+    path.write_text("\n".join(lines) + "\n")
+
+
+def tree(folder):
+    """Every file below a folder with its hash."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def best(rec, **options):
+    return [(entry["item"], round(entry["score"], 6)) for entry in rec({"history": HISTORY}, **options)]
+
+
+# What goes.
+
+
+def test_a_push_is_one_commit_of_all_and_one_of_the_card_that_names_it(run, send, hub):
+    assert send(run, "me/repo")[0] == 0
+    last, first, initial = hub.commits("me/repo")
+    assert [last.title, first.title] == [f"Pin the card's snippets to {first.oid[:7]}", "Upload the recommender"]
+    assert set(initial.files) == {".gitattributes"}
+    assert {path for path in last.files if last.files[path] != first.files[path]} == {"README.md"}
+    assert f'revision="{first.oid}"' in hub.repo("me/repo")["README.md"].decode()
+    assert "revision=" not in hub.repo("me/repo", revision=first.oid)["README.md"].decode()
+
+
+def test_a_push_holds_these_files_and_no_other(run, send, hub):
+    (run / "model" / "notes.txt").write_text("mine alone")
+    send(run, "me/repo")
+    assert sorted(hub.repo("me/repo")) == FILES
+
+
+def test_what_goes_lies_in_the_model_folder_first(run, send, hub, store_run):
+    send(run, "me/repo")
+    there = hub.repo("me/repo")
+    for path in set(FILES) - {"README.md", ".gitattributes"}:
+        assert there[path] == (run / "model" / path).read_bytes(), path
+    local, pushed = ((run / "model" / "README.md").read_text(), there["README.md"].decode())
+    assert f'model="{store_run.run.model}"' in local
+    assert re.findall("^#+ .*", local, re.M)[1:] == re.findall("^#+ .*", pushed, re.M)[1:]
+
+
+def test_the_catalogue_goes_in_id_order_readable_line_by_line(run, send, hub, store_run):
+    send(run, "me/repo")
+    lines = [json.loads(line) for line in hub.repo("me/repo")["items.jsonl"].decode().splitlines()]
+    assert [line["id"] for line in lines] == [f"thing {number:02}" for number in range(24)]
+    assert all(line["title"] and line["popularity"] >= 1 for line in lines)
+
+
+def test_shards_go_as_they_lie(run, send, hub):
+    model = AutoModelForSequenceClassification.from_pretrained(run / "model", trust_remote_code=True)
+    expected = model.recommend([[1, 4]])
+    (run / "model" / "model.safetensors").unlink()
+    model.save_pretrained(run / "weights", max_shard_size="4KB")
+    for path in (run / "weights").glob("model*"):
+        shutil.copyfile(path, run / "model" / path.name)
+    assert send(run, "me/repo")[0] == 0
+    shards = [path for path in hub.repo("me/repo") if path.endswith(".safetensors")]
+    assert len(shards) > 1
+    loaded = AutoModelForSequenceClassification.from_pretrained("me/repo", trust_remote_code=True)
+    torch.testing.assert_close(loaded.recommend([[1, 4]]).scores, expected.scores)
+
+
+# People.
+
+
+def test_no_raw_user_id_and_no_path_of_this_machine_goes(run, send, hub, store_frame):
+    send(run, "me/repo")
+    for path, content in hub.repo("me/repo").items():
+        for user in store_frame["user"].unique():
+            assert user.encode() not in content, (path, user)
+        assert str(run).encode() not in content, path
+        assert str(Path.home()).encode() + b"/" not in content, path
+
+
+def test_users_go_where_the_recipe_publishes_them_and_the_push_says_so(run, send, hub):
+    state(run, publish_users="true")
+    assert "users.jsonl; run training/predict.py first" in send(run, "me/repo")[2]
+    shutil.copyfile(run / "corpora" / "users.jsonl", run / "model" / "users.jsonl")
+    code, said, _ = send(run, "me/repo")
+    assert (code, "users.jsonl" in hub.repo("me/repo")) == (0, True)
+    assert "raw ids, texts and training histories of 40 users, in users.jsonl" in said
+
+
+def test_users_that_were_published_go_again_with_the_next_push(run, send, hub):
+    state(run, publish_users="true")
+    shutil.copyfile(run / "corpora" / "users.jsonl", run / "model" / "users.jsonl")
+    send(run, "me/repo")
+    state(run, publish_users="false")
+    said = send(run, "me/repo")[1]
+    assert "users.jsonl" not in hub.repo("me/repo")
+    assert "users.jsonl goes from the branch but stays in its history" in said
+
+
+def test_a_push_says_what_it_tells_of_people(run, send, hub):
+    said = send(run, "me/repo", "--dry-run")[1]
+    assert "no users.jsonl, and none of the 40 raw user ids that are no mere number, in any file" in said
+    assert "embeddings of 40 users, by number" in said
+
+
+def test_a_raw_user_id_that_slipped_in_is_named(run, send, hub):
+    items = (run / "model" / "items.jsonl").read_text()
+    (run / "model" / "items.jsonl").write_text(items.replace('"text": ""', '"text": "sold by person 07"', 1))
+    assert "items.jsonl: person 07. Look whether" in send(run, "me/repo", "--dry-run")[1]
+
+
+def test_without_user_embeddings_people_are_served_by_their_history(run, send, hub):
+    rec = pipeline("recommendation", model=str(run / "model"), trust_remote_code=True)
+    expected = best(rec)
+    code, said, _ = send(run, "me/repo", "--without-user-embeddings")
+    assert (code, "no embeddings of users: people are served by their history" in said) == (0, True)
+    values = load_file(run / "model" / "model.safetensors")["model.user_embeddings.weight"].numpy()
+    weights = hub.repo("me/repo")["model.safetensors"]
+    assert not any(row.tobytes() in weights for row in values)
+    served = pipeline("recommendation", model="me/repo", trust_remote_code=True)
+    assert best(served) == expected
+    assert served.model.config.num_users == 40
+
+
+# Looking before, pushing again.
+
+
+def test_a_dry_run_says_what_would_go_and_sends_nothing(run, send, hub):
+    code, said, _ = send(run, "me/repo", "--dry-run", "--dataset", "me/data", "--space", "me/demo")
+    assert code == 0
+    for path in set(FILES) - {".gitattributes"}:
+        assert re.search(rf"new +\d+(\.\d)? k?M?B  {re.escape(path)}\n", said), path
+    assert "16 of 16 files" in said
+    assert not hub.repos
+    assert {request.method for request in hub.requests} == {"GET"}
+
+
+def test_a_dry_run_needs_neither_login_nor_network(run, send, hub, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    with hub.gone():
+        code, said, _ = send(run, "me/repo", "--dry-run")
+    assert code == 0
+    assert "me/repo was not looked at: no connection" in said
+
+
+def test_pushing_the_same_again_makes_no_commit(run, send, hub):
+    send(run, "me/repo")
+    before, uploaded = hub.commits("me/repo"), len(hub.uploaded)
+    code, said, _ = send(run, "me/repo")
+    assert (code, "nothing differs from what is there" in said) == (0, True)
+    assert hub.commits("me/repo") == before
+    assert len(hub.uploaded) == uploaded
+
+
+def test_pushing_again_sends_what_changed_and_no_large_file_twice(run, send, hub):
+    send(run, "me/repo")
+    weights = load_file(run / "model" / "model.safetensors")
+    weights["model.item_bias"] += 1
+    save_file(weights, run / "model" / "model.safetensors", {"format": "pt"})
+    uploaded = list(hub.uploaded)
+    send(run, "me/repo")
+    sha256 = hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest()
+    assert hub.uploaded[len(uploaded) :] == [sha256]
+    titles = [commit.title for commit in hub.commits("me/repo")]
+    assert titles[1] == titles[3] == "Upload the recommender"
+    assert f'revision="{hub.commits("me/repo")[1].oid}"' in hub.repo("me/repo")["README.md"].decode()
+
+
+def test_a_card_alone_that_changed_is_one_commit_and_names_the_old_one(run, send, hub):
+    send(run, "me/repo")
+    first = hub.commits("me/repo")[1].oid
+    HfApi().upload_file(path_or_fileobj=b"---\nlicense: mit\n---\nedited\n" + f'revision="{first}"'.encode(), path_in_repo="README.md", repo_id="me/repo")  # fmt: skip
+    send(run, "me/repo")
+    assert len(hub.commits("me/repo")) == 5
+    assert hub.repo("me/repo") == hub.repo("me/repo", revision=hub.commits("me/repo")[2].oid)
+
+
+def test_a_branch_leaves_main_as_it_was(run, send, hub):
+    assert send(run, "me/repo", "--revision", "trial")[0] == 0
+    assert list(hub.repo("me/repo")) == [".gitattributes"]
+    assert sorted(hub.repo("me/repo", revision="trial")) == FILES
+    rec = pipeline("recommendation", model="me/repo", revision="trial", trust_remote_code=True)
+    assert len(rec({"history": HISTORY})) == 10
+
+
+def test_a_tag_names_the_commit_with_the_pinned_card(run, send, hub):
+    assert send(run, "me/repo", "--tag", "v1")[0] == 0
+    assert hub.repos["model", "me/repo"].tags == {"v1": hub.commits("me/repo")[0].oid}
+
+
+def test_a_tag_that_is_taken_stops_the_push_before_anything_is_sent(run, send, hub):
+    send(run, "me/repo", "--tag", "v1")
+    state(run, license="apache-2.0")
+    before = hub.commits("me/repo")
+    code, _, complaint = send(run, "me/repo", "--tag", "v1")
+    assert (code, "me/repo has a tag 'v1' already" in complaint) == (2, True)
+    assert hub.commits("me/repo") == before
+
+
+def test_a_bare_name_is_in_the_namespace_of_whoever_is_logged_in(run, send, hub):
+    send(run, "repo")
+    assert ("model", "me/repo") in hub.repos
+
+
+# What stops a push.
+
+
+def test_a_public_push_needs_a_licence_a_private_one_does_not(run, send, hub):
+    state(run, license="null")
+    code, _, complaint = send(run, "me/repo")
+    assert code == 2
+    assert "no licence is stated, and a public repo needs one" in complaint
+    assert not hub.repos
+    assert send(run, "me/repo", "--private")[0] == 0
+    assert hub.repos["model", "me/repo"].private
+    assert send(run, "me/repo")[0] == 0, "it is private already"
+
+
+def test_private_does_not_pretend_to_hide_what_is_public(run, send, hub):
+    send(run, "me/repo")
+    code, _, complaint = send(run, "me/repo", "--private")
+    assert (code, "is there already and public, which --private does not change" in complaint) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("token", "name", "sentence"),
+    [
+        (None, "me/repo", "not logged in"),
+        ("hf_nobody", "me/repo", "does not know this token"),
+        ("hf_read", "reader/repo", "this token may not write there"),
+        ("hf_me", "other/repo", "this token may not write there"),
+        ("hf_me", "me/a b", "is no name of a repo"),
+    ],
+)
+def test_who_may_not_push_is_told_why_and_what_to_do(run, send, hub, monkeypatch, token, name, sentence):
+    if token is None:
+        monkeypatch.delenv("HF_TOKEN")
+    else:
+        monkeypatch.setenv("HF_TOKEN", token)
+    before = tree(run)
+    code, _, complaint = send(run, name)
+    assert (code, sentence in complaint, complaint.count("\n")) == (2, True, 1), complaint
+    assert tree(run) == before
+    assert not hub.repos
+
+
+def test_what_somebody_else_made_is_not_written_over(run, send, hub):
+    HfApi().create_repo("me/bert")
+    HfApi().upload_file(path_or_fileobj=b"bert", path_in_repo="bert.bin", repo_id="me/bert")
+    code, _, complaint = send(run, "me/bert")
+    assert (code, "me/bert holds something else already (bert.bin …)" in complaint) == (2, True)
+    assert sorted(hub.repo("me/bert")) == [".gitattributes", "bert.bin"]
+
+
+@pytest.mark.parametrize("how", ["drop", 500, 507, 403])
+def test_a_push_interrupted_at_any_request_leaves_the_old_or_the_new(run, send, hub, how):
+    send(run, "me/repo")
+    old = hub.repo("me/repo")
+    state(run, license="apache-2.0")
+    weights = load_file(run / "model" / "model.safetensors")
+    weights["model.item_bias"] += 1
+    save_file(weights, run / "model" / "model.safetensors", {"format": "pt"})
+    local, changed, requests = tree(run), False, 0
+    while not changed:
+        requests += 1
+        hub.fail_at(requests, how, times=math.inf)
+        code, _, complaint = send(run, "me/repo")
+        hub.faults.clear()
+        there = {path: content for path, content in hub.repo("me/repo").items() if path != "README.md"}
+        whole = [{path: files[path] for path in there} for files in (old, {**old, **read(run)})]
+        assert there in whole
+        changed = there == whole[1]
+        assert (code, complaint.count("\n")) == (2, 1), complaint
+        assert tree(run) == local
+    assert requests > 5
+    assert send(run, "me/repo")[0] == 0
+    assert f'revision="{hub.commits("me/repo")[1].oid}"' in hub.repo("me/repo")["README.md"].decode()
+
+
+def read(run):
+    return {
+        path.relative_to(run / "model").as_posix(): path.read_bytes()
+        for path in (run / "model").rglob("*")
+        if path.is_file()
+    }
+
+
+def test_no_network_is_one_sentence(run, send, hub):
+    with hub.gone():
+        code, _, complaint = send(run, "me/repo")
+    assert (code, complaint.count("\n")) == (2, 1)
+    assert "no connection to" in complaint
+
+
+def test_a_full_disk_is_one_sentence(run, send, hub, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("training.hub.people.save_file", full)
+    before = tree(run)
+    code, _, complaint = send(run, "me/repo", "--without-user-embeddings")
+    assert (code, "the disk is full" in complaint, complaint.count("\n")) == (2, True, 1)
+    assert tree(run) == before
+
+
+def test_a_run_that_was_not_measured_is_sent_to_predict(run, send, hub):
+    (run / "model" / "results.json").unlink()
+    code, _, complaint = send(run, "me/repo")
+    assert (code, "lacks results.json; run training/predict.py first" in complaint) == (2, True)
+
+
+@pytest.mark.parametrize("arguments", [["nowhere", "me/repo"], ["RUN"], ["RUN", "--space", "me/demo"]])
+def test_arguments_that_say_too_little_are_a_sentence(run, send, hub, arguments):
+    code, _, complaint = send(*[run if word == "RUN" else word for word in arguments])
+    assert (code, complaint.startswith("error: ")) == (2, True)
+
+
+# Opened from there.
+
+
+def test_every_auto_class_opens_the_repo_by_name_and_commit(run, send, hub, store_run):
+    send(run, "me/repo")
+    ids, commit = store_run.gave["input_ids"], hub.commits("me/repo")[1].oid
+    for revision in ("main", commit):
+        place = {"revision": revision, "trust_remote_code": True}
+        assert AutoConfig.from_pretrained("me/repo", **place).num_items == 24
+        hidden = AutoModel.from_pretrained("me/repo", **place)(ids).last_hidden_state
+        torch.testing.assert_close(hidden, store_run.gave["base"], atol=1e-6, rtol=0)
+        words = AutoModelForCausalLM.from_pretrained("me/repo", **place)
+        torch.testing.assert_close(words(ids).logits, store_run.gave["content"], atol=1e-6, rtol=0)
+        assert words.generate(ids, max_new_tokens=2, do_sample=False).shape == (2, 7)
+        items = AutoModelForSequenceClassification.from_pretrained("me/repo", **place)
+        torch.testing.assert_close(items(ids).logits, store_run.gave["recommendation"], atol=1e-6, rtol=0)
+        assert items.revision == commit if revision == commit else items.revision == hub.commits("me/repo")[0].oid
+
+
+def test_the_tokenizer_opens_without_remote_code(run, send, hub):
+    send(run, "me/repo")
+    tokenizer = AutoTokenizer.from_pretrained("me/repo", trust_remote_code=False)
+    assert tokenizer("user_3 item_5", add_special_tokens=False)["input_ids"] == [300 + 3, 340 + 5]
+
+
+def test_the_pipeline_knows_its_task_and_its_items(run, send, hub):
+    send(run, "me/repo")
+    local = pipeline("recommendation", model=str(run / "model"), trust_remote_code=True)
+    for rec in (pipeline("recommendation", model="me/repo", trust_remote_code=True), pipeline(model="me/repo", trust_remote_code=True)):  # fmt: skip
+        assert best(rec) == best(local)
+
+
+# Data and demo.
+
+
+def test_data_go_with_the_model_whose_recipe_and_card_then_name_them(run, send, hub):
+    state(run, publish_users="false")
+    recipe = folder_recipe(run / "model")
+    assert recipe.data.license is None
+    assert "no licence of the data is stated" in send(run, "me/repo", "--dataset", "me/data")[2]
+    path = run / "model" / "recipe.yaml"
+    path.write_text(path.read_text().replace("  license: null", "  license: cc0-1.0"))
+    assert send(run, "me/repo", "--dataset", "me/data")[0] == 0
+    assert "items.parquet" in hub.repo("me/data", "dataset")
+    assert "me/data" in hub.repo("me/repo")["recipe.yaml"].decode()
+    assert "me/data" in hub.repo("me/repo")["README.md"].decode()
+    before = hub.commits("me/data", "dataset")
+    assert send(run, "me/repo", "--dataset", "me/data")[0] == 0
+    assert hub.commits("me/data", "dataset") == before
+    assert dump_recipe(folder_recipe(run / "model")) != hub.repo("me/repo")["recipe.yaml"].decode()
+
+
+def test_a_space_shows_the_commit_that_was_pushed(run, send, hub):
+    assert send(run, "me/repo", "--space", "me/demo")[0] == 0
+    space = hub.repos["space", "me/demo"]
+    assert space.sdk == "gradio"
+    assert {key: value["value"] for key, value in space.variables.items()} == {
+        "CLLM4REC_MODEL": "me/repo",
+        "CLLM4REC_REVISION": hub.commits("me/repo")[1].oid,
+    }
+    files = hub.repo("me/demo", "space")
+    assert {"app.py", "requirements.txt", "README.md"} <= set(files)
+    assert "- me/repo" in files["README.md"].decode()
+
+
+@pytest.mark.parametrize(("size", "words"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2_500_000, "2.5 MB"), (10**13, "10.0 TB")])  # fmt: skip
+def test_sizes_are_said_in_units_for_people(size, words):
+    assert in_bytes(size) == words
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"device_map": "auto"}])
+def test_the_repo_opens_in_bf16_and_over_devices(run, send, hub, options):
+    send(run, "me/repo")
+    whole = AutoModelForSequenceClassification.from_pretrained("me/repo", trust_remote_code=True).recommend([[1, 4]])
+    model = AutoModelForSequenceClassification.from_pretrained("me/repo", trust_remote_code=True, **options)
+    tolerance = 1e-2 if "dtype" in options else 1e-6
+    torch.testing.assert_close(model.recommend([[1, 4]]).scores, whole.scores, atol=tolerance, rtol=0)
+    assert {weight.dtype for weight in model.parameters()} == {getattr(torch, options.get("dtype", "float32"))}
+
+
+def test_predict_pushes_at_the_end_where_asked(store_copy, hub, monkeypatch, capsys):
+    recipe = replace(store_copy, license="mit", evaluation=replace(store_copy.evaluation, baselines=["popularity"]))
+    predict(recipe, overwrite=True, push_to_hub="me/repo", private=True)
+    assert sorted(hub.repo("me/repo")) == FILES
+    assert hub.repos["model", "me/repo"].private
+    results = json.loads(hub.repo("me/repo")["results.json"])
+    assert set(results["baselines"]) == {"popularity"}
+
+
+def test_predict_finds_what_would_stop_the_push_before_it_measures(store_copy, hub, monkeypatch):
+    folder = Run.of(store_copy).folder
+    before = tree(folder)
+    with pytest.raises(InputError, match="license: none is stated in the recipe"):
+        predict(store_copy, overwrite=True, push_to_hub="me/repo")
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(InputError, match="not logged in"):
+        predict(store_copy, overwrite=True, push_to_hub="me/repo")
+    assert tree(folder) == before
