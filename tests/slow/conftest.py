@@ -1,6 +1,8 @@
 """What the slow tests share: a shop in files that is learnt in seconds, and scripts in processes of their own."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import yaml
 
 PROJECT = Path(__file__).resolve().parents[2]
+MAKEFILE = (PROJECT / "Makefile").read_text()
 
 
 @pytest.fixture(scope="session")
@@ -71,3 +74,29 @@ def write_shop():
         return folder / "shop.yaml"
 
     return write_shop
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory, in_process, python):
+    """The interpreter of an environment with torch and transformers alone."""
+    folder = tmp_path_factory.mktemp("bare")
+    in_process(python, "-m", "venv", folder)
+    in_process(folder / "bin/python", "-m", "pip", "install", "--quiet", "torch==2.13.0", "transformers>=5.23,<6")
+    return folder / "bin/python"
+
+
+@pytest.fixture(scope="session")
+def quickstart_commands():
+    """The scripts of the quickstart as the Makefile runs them."""
+    lines = MAKEFILE.split("\nquickstart:")[1].split("\n\n")[0].splitlines()[1:]
+    return [shlex.split(line.strip().removeprefix("$(BIN)/python")) for line in lines]
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory, quickstart_commands, in_process, python):
+    """The folder of the run and all that was printed."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    exported = dict(re.findall(r"^export (\w+) \?= (.*)$", MAKEFILE, re.MULTILINE))
+    environment = exported | {name: os.environ[name] for name in exported if name in os.environ}
+    shown = [in_process(python, *words, f"output_dir={folder}", **environment) for words in quickstart_commands]
+    return folder / "sample", "".join(shown)

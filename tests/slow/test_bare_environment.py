@@ -60,15 +60,6 @@ def model(tmp_path_factory, write_shop):
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory, in_process, python):
-    """The interpreter of an environment with torch and transformers alone."""
-    folder = tmp_path_factory.mktemp("bare")
-    in_process(python, "-m", "venv", folder)
-    in_process(folder / "bin/python", "-m", "pip", "install", "--quiet", "torch==2.13.0", "transformers>=5.23,<6")
-    return folder / "bin/python"
-
-
-@pytest.fixture(scope="module")
 def wheel(tmp_path_factory, in_process, bare):
     """The wheel that pip builds of the project."""
     folder = tmp_path_factory.mktemp("wheel")
@@ -104,10 +95,16 @@ def test_the_wheel_holds_the_modeling_code_alone(wheel):
     assert "License-File: LICENSE" in metadata
 
 
-# The last one: it fills the bare environment.
-def test_installing_gives_the_modeling_code_and_nothing_that_clashes(wheel, model, bare, in_process, tmp_path):
+@pytest.fixture
+def installed(wheel, bare, in_process):
+    """The bare environment with the wheel, which goes again."""
     in_process(bare, "-m", "pip", "install", "--quiet", wheel)
-    found = json.loads(in_process(bare, "-I", "-c", IMPORT, model, cwd=tmp_path).splitlines()[-1])
+    yield bare
+    in_process(bare, "-m", "pip", "uninstall", "--quiet", "--yes", "cllm4rec")
+
+
+def test_installing_gives_the_modeling_code_and_nothing_that_clashes(installed, wheel, model, in_process, tmp_path):
+    found = json.loads(in_process(installed, "-I", "-c", IMPORT, model, cwd=tmp_path).splitlines()[-1])
     assert found["absent"] == ["training", "configuration", "metrics", "tests"]
     assert found["module"] == "modeling_cllm4rec.modeling_cllm4rec"
     assert found["version"] in wheel.name

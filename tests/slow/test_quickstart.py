@@ -1,9 +1,6 @@
 """`make quickstart`, in a folder of its own: what a person sees and holds at the end."""
 
 import json
-import os
-import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -11,7 +8,6 @@ import pytest
 pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).resolve().parents[2]
-MAKEFILE = (PROJECT / "Makefile").read_text()
 REFERENCES = {"popularity": 0.224, "item_knn": 0.344, "ease": 0.364, "ials": 0.385}
 HISTORY = ["python3-numpy", "python3-matplotlib"]
 OPEN = """
@@ -34,28 +30,8 @@ print(json.dumps([items[j] for j in best.items[0].tolist()]))
 """
 
 
-def commands():
-    """The scripts of the quickstart as the Makefile runs them."""
-    lines = MAKEFILE.split("\nquickstart:")[1].split("\n\n")[0].splitlines()[1:]
-    return [shlex.split(line.strip().removeprefix("$(BIN)/python")) for line in lines]
-
-
-def environment():
-    """What the Makefile exports where nothing else is set."""
-    exported = dict(re.findall(r"^export (\w+) \?= (.*)$", MAKEFILE, re.MULTILINE))
-    return exported | {name: os.environ[name] for name in exported if name in os.environ}
-
-
-@pytest.fixture(scope="module")
-def quickstart(tmp_path_factory, in_process, python):
-    """The folder of the run and all that was printed."""
-    folder = tmp_path_factory.mktemp("quickstart")
-    shown = [in_process(python, *words, f"output_dir={folder}", **environment()) for words in commands()]
-    return folder / "sample", "".join(shown)
-
-
-def test_the_makefile_runs_the_three_scripts():
-    assert [words[0] for words in commands()] == [f"training/{name}.py" for name in ("pretrain", "finetune", "predict")]
+def test_the_makefile_runs_the_three_scripts(quickstart_commands):
+    assert [words[0] for words in quickstart_commands] == [f"training/{name}.py" for name in ("pretrain", "finetune", "predict")]
 
 
 def test_the_model_reaches_its_figure_and_the_baselines_theirs(quickstart):
