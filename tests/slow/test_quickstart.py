@@ -31,7 +31,9 @@ print(json.dumps([items[j] for j in best.items[0].tolist()]))
 
 
 def test_the_makefile_runs_the_three_scripts(quickstart_commands):
-    assert [words[0] for words in quickstart_commands] == [f"training/{name}.py" for name in ("pretrain", "finetune", "predict")]
+    assert [words[0] for words in quickstart_commands] == [
+        f"training/{name}.py" for name in ("pretrain", "finetune", "predict")
+    ]
 
 
 def test_the_model_reaches_its_figure_and_the_baselines_theirs(quickstart):
