@@ -79,7 +79,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="push-and-load-") as folder:
         large = Path(folder) / "large"
         # In a process of its own, since a child counts what its parent once held.
-        child = multiprocessing.get_context("spawn").Process(target=enlarge, args=(arguments.run, large, arguments.items))
+        child = multiprocessing.get_context("spawn").Process(
+            target=enlarge, args=(arguments.run, large, arguments.items)
+        )
         child.start()
         child.join()
         if child.exitcode:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.configuration_utils import PreTrainedConfig
 
 FORMAT_VERSION = 1
 
@@ -64,9 +64,7 @@ class CLLM4RecConfig(PreTrainedConfig):
     """  # fmt: skip
 
     model_type = "cllm4rec"
-    sub_configs_defaults = {  # noqa: RUF012 (transformers reads it as a plain class attribute)
-        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="gpt2")
-    }
+    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 (transformers reads it as a plain class attribute)
     keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012
 
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
@@ -88,6 +86,8 @@ class CLLM4RecConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if not isinstance(self.backbone_config, PreTrainedConfig):
+            self.backbone_config = AutoConfig.for_model(**({"model_type": "gpt2"} | (self.backbone_config or {})))
         super().__post_init__(**kwargs)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if getattr(self, name) is None:

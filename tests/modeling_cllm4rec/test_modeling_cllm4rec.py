@@ -301,8 +301,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(config, cls):
     for checkpointing in (False, True):
         model = make(cls, config).train()
         if checkpointing:
-            model.activation_checkpointing_enable()
-            assert model.is_activation_checkpointing
+            # Older versions of transformers know the second name only, newer ones warn of it.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable()
+            assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
         model(TWO_ROWS, labels=labels_for(cls, TWO_ROWS)).loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()

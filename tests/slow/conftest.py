@@ -81,7 +81,7 @@ def bare(tmp_path_factory, in_process, python):
     """The interpreter of an environment with torch and transformers alone."""
     folder = tmp_path_factory.mktemp("bare")
     in_process(python, "-m", "venv", folder)
-    in_process(folder / "bin/python", "-m", "pip", "install", "--quiet", "torch==2.13.0", "transformers>=5.23,<6")
+    in_process(folder / "bin/python", "-m", "pip", "install", "--quiet", "torch==2.13.0", "transformers>=5.4,<6")
     return folder / "bin/python"
 
 

@@ -100,7 +100,11 @@ def train(
         InputError: if the checkpoint belongs to another data set or recipe, or the disk is full.
     """
     if stage.gradient_checkpointing:
-        towers.base.activation_checkpointing_enable()
+        # Newer versions of transformers call it so, and warn of the older name.
+        enable = (
+            getattr(towers.base, "activation_checkpointing_enable", None) or towers.base.gradient_checkpointing_enable
+        )
+        enable()
     optimizer = torch.optim.AdamW(parameter_groups(towers, stage), betas=ADAM_BETAS)
     model, optimizer = accelerator.prepare(towers, optimizer)
     peaks = [group["lr"] for group in optimizer.param_groups]

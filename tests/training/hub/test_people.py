@@ -42,7 +42,9 @@ def test_no_value_of_a_user_is_left(stripped, shop):
 
 def test_histories_are_served_as_before(stripped):
     model, original, _ = stripped
-    for before, after in zip(original.recommend([[0, 3], [5]]).values(), model.recommend([[0, 3], [5]]).values(), strict=True):
+    for before, after in zip(
+        original.recommend([[0, 3], [5]]).values(), model.recommend([[0, 3], [5]]).values(), strict=True
+    ):
         torch.testing.assert_close(after, before)
 
 
@@ -50,7 +52,9 @@ def test_the_index_of_shards_says_what_is_left(stripped):
     folder = stripped[2]
     if (folder / "model.safetensors.index.json").exists():
         total = sum(
-            value.numel() * value.element_size() for path in folder.glob("*.safetensors") for value in load_file(path).values()
+            value.numel() * value.element_size()
+            for path in folder.glob("*.safetensors")
+            for value in load_file(path).values()
         )
         index = json.loads((folder / "model.safetensors.index.json").read_text())
         assert index["metadata"]["total_size"] == total

@@ -267,7 +267,7 @@ def fill_disk(patch, what):
 def test_recomputed_activations_give_the_same_weights(run):
     plain, _ = run(stage={"epochs": 1}, folder="plain", dropout=0.2)
     saving, _ = run(stage={"epochs": 1, "gradient_checkpointing": True}, dropout=0.2)
-    assert saving.base.backbone.is_activation_checkpointing
+    assert any(getattr(module, "gradient_checkpointing", False) for module in saving.base.backbone.modules())
     assert_same_weights(plain, saving, atol=1e-6)
 
 
