@@ -85,7 +85,11 @@ def predict(
             results["seconds"], results["peak_memory_bytes"] / 1e9, run.folder / "results.json", run.folder / "pictures", run.model,
         )  # fmt: skip
         if push_to_hub is not None:
-            publish(run.folder, push_to_hub, options=Options(private=private))
+            try:
+                publish(run.folder, push_to_hub, options=Options(private=private))
+            except InputError as error:
+                again = f"python training/push.py {run.folder} {push_to_hub}{' --private' if private else ''}"
+                raise InputError(f"{error}. All else is done: `{again}` sends it") from error
     return results
 
 

@@ -6,7 +6,6 @@ python training/push.py runs/sample me/my-recommender --dry-run
 import argparse
 from pathlib import Path
 
-from configuration.errors import InputError
 from training.command_line import run_plainly, said_aloud
 from training.hub.publish import Options, publish
 
@@ -30,6 +29,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--without-user-embeddings", action="store_true",
         help="leave the users' embeddings out; the model then serves people by their history",
     )  # fmt: skip
+    parser.add_argument(
+        "--user-ids-are-words",
+        action="store_true",
+        help="raw user ids that were found in the files are common words too: send them",
+    )
     return parser
 
 
@@ -39,14 +43,13 @@ def push(arguments: argparse.Namespace) -> None:
     Raises:
         InputError: naming what is wrong and the remedy; nothing here was changed.
     """
-    if not arguments.run.is_dir():
-        raise InputError(f"{arguments.run}: there is no such folder; give a run's, such as runs/sample")
     options = Options(
         private=arguments.private,
         branch=arguments.revision,
         tag=arguments.tag,
         dry_run=arguments.dry_run,
         user_embeddings=not arguments.without_user_embeddings,
+        ids_are_words=arguments.user_ids_are_words,
     )
     publish(arguments.run, arguments.repo, dataset=arguments.dataset, space=arguments.space, options=options)
 

@@ -8,8 +8,8 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
+    HTTPError,  # of the client's HTTP library, which is another one in other versions of huggingface_hub
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -24,8 +24,6 @@ HUB = "hf://"
 KINDS = "datasets|spaces|models"
 # Kind, repo, revision and file; without a kind the repo is a model's.
 ADDRESS = re.compile(rf"{HUB}(?:({KINDS})/|(?!(?:{KINDS})/))([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)")
-# The errors of huggingface_hub's HTTP library, which is another one in other versions.
-HTTPError = HfHubHTTPError.__mro__[1]
 
 
 def is_on_hub(path: str) -> bool:

@@ -12,14 +12,18 @@ from modeling_cllm4rec.tokenization_cllm4rec import train_byte_level_bpe
 
 logger = logging.getLogger(__name__)
 
-MIN_CHARACTERS = 4
+MIN_CHARACTERS, MIN_DIGITS = 4, 9
 PLAIN_NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)*")
 
 
 def telling_ids(user_ids: Iterable[str | int]) -> set[str]:
-    """Raw ids that name somebody wherever they stand; plain numbers and shorter ones stand anywhere by chance."""
-    stripped = (raw.strip() for raw in user_ids if isinstance(raw, str))
-    return {raw for raw in stripped if len(raw) >= MIN_CHARACTERS and not PLAIN_NUMBER.fullmatch(raw)}
+    """Raw ids that name somebody wherever they stand; short ones, and numbers shorter than one of a telephone, do so by chance."""
+    stripped = (str(raw).strip() for raw in user_ids)
+    return {
+        raw
+        for raw in stripped
+        if len(raw) >= MIN_CHARACTERS and (not PLAIN_NUMBER.fullmatch(raw) or sum(map(str.isdigit, raw)) >= MIN_DIGITS)
+    }
 
 
 def train_vocabulary(

@@ -13,8 +13,6 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from configuration.errors import InputError
 from configuration.load import PROJECT, dump_recipe, load_recipe
@@ -62,6 +60,8 @@ def card_text(
     revision: str | None = None,
     dataset: str | None = None,
     user_embeddings: bool = True,
+    on_hub: bool = True,
+    ids_are_words: bool = False,
 ) -> str:
     """The page of a trained recommender, metadata and Markdown.
 
@@ -73,6 +73,8 @@ def card_text(
         dataset: The repo of the data, where they are published; the recipe names it too.
         user_embeddings: Whether the model carries the users' embeddings. Without them its figures are those of prompts that
             hold a history alone.
+        on_hub: Whether `repo_id` is a repo, not a folder.
+        ids_are_words: Whether the publisher let raw user ids stand, as common words.
 
     Raises:
         InputError: if `results` lack what the page shows.
@@ -82,7 +84,6 @@ def card_text(
         raise InputError(
             f"results.json has no '{absent[0]}', which the model card shows; run training/predict.py --overwrite"
         )
-    on_hub = is_repo_id(repo_id)
     name = repo_id.rpartition("/")[2] if on_hub else recipe.name
     dataset = dataset or results["model"]["dataset"]
     places = sensible_places(results)
@@ -93,6 +94,7 @@ def card_text(
         name=name,
         repo_id=repo_id,
         on_hub=on_hub,
+        ids_are_words=ids_are_words,
         revision=revision,
         dataset_id=dataset,
         user_embeddings=user_embeddings,
@@ -182,10 +184,11 @@ def widget(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The examples as the Hub shows them beside the page: a text, and labels with scores."""
     return [
         {
-            "text": ", ".join(one_line(title) for title in example["titles"]),
+            "text": ", ".join(cut(one_line(title), 120) for title in example["titles"]),
             "example_title": cut(one_line(example["titles"][0]), 40),
             "output": [
-                {"label": one_line(best["title"]), "score": round(best["score"], 4)} for best in example["items"]
+                {"label": cut(one_line(best["title"]), 120), "score": round(best["score"], 4)}
+                for best in example["items"]
             ],
         }
         for example in examples
@@ -434,15 +437,6 @@ def citations(path: Path) -> dict[str, str]:
         )
         for name, (kind, key, fields) in entries.items()
     }
-
-
-def is_repo_id(name: str) -> bool:
-    """Whether the name can be that of a Hub repo, and is no folder here."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return not Path(name).exists()
 
 
 def sensible_places(results: dict[str, Any]) -> int:

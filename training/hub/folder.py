@@ -4,10 +4,12 @@ import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig
 
 import modeling_cllm4rec
@@ -37,6 +39,7 @@ WRITTEN_BY_TRAINING = (
 )
 WRITTEN_BY_PREDICT = ("README.md", "results.json", "pictures/curves.png", "pictures/items.png")
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+INDEX = "model.safetensors.index.json"
 USERS = "users.jsonl"
 REPO = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -95,7 +98,7 @@ def complete_model_folder(
     with written_whole(folder / "pictures") as target:
         for path in pictures.glob("*.png"):
             shutil.copyfile(path, target / path.name)
-    write_text(folder / "README.md", card_text(figures, public, repo_id=str(folder)))
+    write_text(folder / "README.md", card_text(figures, public, repo_id=str(folder), on_hub=False))
     write_text(folder / "results.json", json.dumps(figures, indent=2, ensure_ascii=False))
 
 
@@ -119,9 +122,33 @@ def model_files(folder: Path) -> dict[str, Path]:
             raise InputError(
                 f"{folder} lacks {name}; run training/{script}.py first (--overwrite if it was run before)"
             )
-    if not any(name.endswith(".safetensors") for name in weights):
-        raise InputError(f"{folder} lacks model.safetensors; run training/finetune.py --overwrite")
+    check_weights(folder, weights)
     return {name: folder / name for name in sorted(names)}
+
+
+def check_weights(folder: Path, names: Sequence[str]) -> None:
+    """Refuse weights of which a part is missing or cut short.
+
+    Raises:
+        InputError: naming the file.
+    """
+    files = {name for name in names if name.endswith(".safetensors")}
+    needed = {"model.safetensors"}
+    if INDEX in names:
+        try:
+            needed = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{folder / INDEX} is damaged; run training/finetune.py --overwrite") from error
+    if files != needed:
+        odd = sorted(needed - files) or sorted(files - needed)
+        what = "lacks" if needed - files else f"has no {INDEX} that names"
+        raise InputError(f"{folder} {what} {odd[0]}; run training/finetune.py --overwrite")
+    for name in sorted(files):
+        try:
+            with safe_open(folder / name, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{folder / name} is damaged ({error}); run training/finetune.py --overwrite") from error
 
 
 def folder_recipe(folder: Path) -> Recipe:
@@ -163,9 +190,11 @@ def published_results(results: dict[str, Any]) -> dict[str, Any]:
 
 def public_path(path: str | None, *, may_be_repo: bool = False) -> str | None:
     """A path inside this project, an address or a repo's name as it is; of any other file or folder its own name only."""
-    if path is None or "://" in path:
+    if path is None or path.startswith("hf://"):
         return path
+    if "://" in path:  # an address may hold a name, a password, a token
+        return path.partition("?")[0].rpartition("/")[2]
     given = Path(path).expanduser()
     inside = not given.is_absolute() and ".." not in given.parts and (PROJECT / given).exists()
     is_repo = may_be_repo and REPO.fullmatch(path) and not given.exists()
-    return path if inside or is_repo else given.name
+    return path if inside or is_repo else re.split(r"[/\\]", given.name)[-1]

@@ -1,4 +1,4 @@
-"""What a push publishes about people, in sentences, and the weights without the users' embeddings."""
+"""The weights of a model without its users' embeddings."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,9 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from training.hub.folder import INDEX
+
 USER_TABLES = ("user_embeddings.weight", "content_user_embeddings.weight")
-INDEX = "model.safetensors.index.json"
 
 
 def without_user_embeddings(folder: Path, target: Path) -> dict[str, Path]:

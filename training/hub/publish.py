@@ -1,28 +1,31 @@
-"""A trained run to the Hub: the recommender, its data, a demo; each a repo, each one atomic commit."""
+"""A trained run to the Hub: the recommender, its data, a demo; each a repo, each one atomic commit.
+
+Everything is planned and checked before anything is sent.
+"""
 
 import json
 import logging
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from huggingface_hub import HfApi, RepoCard, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from configuration.errors import InputError
 from configuration.load import PROJECT, dump_recipe
 from configuration.recipe import Recipe
-from training.data.corpora import Corpora, open_corpora
+from training.data.corpora import open_corpora
 from training.files import unwritable
 from training.hub.card import card_text
 from training.hub.dataset import recipe_for_dataset, write_dataset_folder
 from training.hub.folder import USERS, folder_recipe, model_files
 from training.hub.people import without_user_embeddings
-from training.hub.privacy import found_user_ids
 from training.hub.repo import (
     MAIN,
     Change,
@@ -35,21 +38,28 @@ from training.hub.repo import (
     create,
     hub_errors,
     look_at,
+    same_but_for,
     size_of,
 )
+from training.hub.report import about_model, about_search, show_changes, show_history, show_people
 
 logger = logging.getLogger("training.push")
 
 CARD = "README.md"
 # What an earlier push may have left that this one does not hold: above all users.jsonl, and other shards.
-OWNED = {
+OWNED: dict[RepoType, tuple[str, ...]] = {
     "model": ("*.safetensors", "*.safetensors.index.json", USERS, "pictures/*.png", "*_cllm4rec.py", "handler.py"),
     "dataset": ("*.parquet",),
     "space": (),
 }
-MARKS = {"model": "modeling_cllm4rec.py", "dataset": "items.parquet", "space": "app.py"}
+MARKS: dict[RepoType, str] = {"model": "modeling_cllm4rec.py", "dataset": "items.parquet", "space": "app.py"}
+SPACE_FILES = (
+    CARD, "app.py", "buttons.js", "map.html", "map.js", "recommender.py", "requirements.txt", "search.html", "search.js",
+    "style.css", "views.py",
+)  # fmt: skip
 PINNED = re.compile(r'revision="([0-9a-f]{40})"')
-SPACE_FILES = (".css", ".html", ".js", ".md", ".py", ".txt")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+REFERENCE = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)*")
 
 
 @dataclass(frozen=True)
@@ -60,8 +70,9 @@ class Options:
         private: Whether repos that are made are private.
         branch: The branch of the model and the dataset.
         tag: A tag of the model's new head; None: none.
-        dry_run: Print what would go and send nothing.
+        dry_run: Say what would go and send nothing.
         user_embeddings: Whether the users' embeddings go.
+        ids_are_words: Whether raw user ids that stand in the files are taken for the common words that they are too.
     """
 
     private: bool = False
@@ -69,6 +80,40 @@ class Options:
     tag: str | None = None
     dry_run: bool = False
     user_embeddings: bool = True
+    ids_are_words: bool = False
+
+
+@dataclass
+class Plan:
+    """What one repo gets.
+
+    Attributes:
+        repo: The repo as it is.
+        files: Path in the repo to content.
+        title: Of the commit.
+        licence: As the recipe states it.
+        where: Where the licence is to be stated.
+        leaves_out: Whether it leaves something about people out that an earlier push may have held.
+        card: Of a model, the card for a commit; the first commit's card names none.
+        pinned: Of a model, the commit that its card names where only the card may differ.
+        people: What it says about people, a sentence each.
+        strangers: Raw user ids that stand in its files, where no user is published.
+    """
+
+    repo: Repo
+    files: dict[str, Content]
+    title: str
+    licence: str | None = None
+    where: str = ""
+    leaves_out: bool = False
+    card: Callable[[str | None], bytes] | None = None
+    pinned: str | None = None
+    people: list[str] = field(default_factory=list)
+    strangers: dict[str, list[str]] = field(default_factory=dict)
+
+    def changes(self) -> list[Change]:
+        """What differs from the repo as it is."""
+        return compare(self.repo, self.files, OWNED[self.repo.kind])
 
 
 def publish(
@@ -84,46 +129,57 @@ def publish(
         options: How.
 
     Returns:
-        The commit that each repo is at, by kind; of a dry run nothing.
+        By kind of repo the commit that holds its files; of a model that is the one its card names, not the card's own. Of a
+        dry run nothing.
 
     Raises:
         InputError: if the run is not ready to be published, or the Hub refuses; what was there before is there still.
     """
     options = options or Options()
-    if repo is None and dataset is None:
-        raise InputError("nothing to send: name a repo for the model, as in me/my-recommender, or --dataset me/my-data")
-    if space is not None and repo is None:
-        raise InputError("--space shows a model of the Hub: name its repo too, as in me/my-recommender")
+    check_arguments(run, repo, dataset, space, options)
     api = HfApi()
     if not options.dry_run:
         check_login(api)
     repo, dataset, space = (None if name is None else full_name(api, name, options) for name in (repo, dataset, space))
-    heads: dict[RepoType, str] = {}
     with ExitStack() as stack:
+        plans = []
         if dataset is not None:
-            corpora = open_corpora(run / "corpora")
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cllm4rec-dataset-")))
-            heads |= publish_dataset(api, corpora, folder_recipe(run / "model"), dataset, folder, options)
-            if "dataset" in heads:
-                dataset = f"{dataset}@{heads['dataset']}"
+            plans.append(plan_dataset(api, run, dataset, folder, options))
         if repo is not None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cllm4rec-model-")))
-            heads |= publish_model(api, run, repo, dataset, folder, options)
+            plans.append(plan_model(api, run, repo, dataset, folder, options))
         if space is not None and repo is not None:
-            heads |= publish_space(api, repo, heads.get("model"), space, options)
+            plans.append(plan_space(api, repo, space, options))
+        for plan in plans:
+            show_changes(plan.repo, plan.changes(), dry_run=options.dry_run)
+            if plan.people:
+                show_people(plan.repo.name, plan.people)
+        for plan in plans:
+            check(api, plan, options)
+        heads: dict[RepoType, str] = {}
+        tip = None
+        for plan in plans if not options.dry_run else ():
+            if plan.card is not None:
+                heads["model"], tip = send_model(api, plan, options)
+            else:
+                heads[plan.repo.kind] = send(api, plan, options)
+            if plan.repo.kind == "space":
+                show_model(api, plan.repo.name, str(repo), heads["model"])
+    if options.tag is not None and tip is not None:
+        tag(api, str(repo), options.tag, tip)
     return heads
 
 
-def publish_model(
-    api: HfApi, run: Path, name: str, dataset: str | None, folder: Path, options: Options
-) -> dict[RepoType, str]:
-    """The recommender: a commit of everything, then one of the card, whose snippets name the first.
-
-    The recipe that goes names `dataset`, a repo with `@commit` where it was pushed just now.
-    """
+def plan_model(api: HfApi, run: Path, name: str, dataset: str | None, folder: Path, options: Options) -> Plan:
+    """The recommender: all of `model/`, its card made for the repo."""
     model = run / "model"
     files: dict[str, Content] = dict(model_files(model))
-    recipe = folder_recipe(model)
+    recipe, results = folder_recipe(model), read_results(model)
+    published = USERS in files
+    # A recipe that was changed since, as in what it publishes, is what goes everywhere.
+    results["recipe"] = asdict(recipe)
+    files["results.json"] = json.dumps(results, indent=2, ensure_ascii=False).encode()
     if not options.user_embeddings:
         try:
             files |= without_user_embeddings(model, folder)
@@ -132,7 +188,8 @@ def publish_model(
     if dataset is not None:
         recipe = recipe_for_dataset(recipe, dataset)
         files["recipe.yaml"] = dump_recipe(recipe).encode()
-    results = json.loads((model / "results.json").read_text(encoding="utf-8"))
+    people = about_model(results, published=published, user_embeddings=options.user_embeddings)
+    strangers: dict[str, list[str]] = {}
 
     def card(revision: str | None) -> bytes:
         return card_text(
@@ -140,117 +197,150 @@ def publish_model(
             recipe,
             repo_id=name,
             revision=revision,
-            dataset=dataset and dataset.split("@")[0],
+            dataset=dataset,
             user_embeddings=options.user_embeddings,
+            on_hub=True,
+            ids_are_words=bool(strangers),
         ).encode()
 
     files[CARD] = card(None)
+    if not published:
+        searched, strangers = about_search(files, run)
+        people += searched
     repo = look(api, name, "model", options)
-    check_ours(repo, MARKS["model"])
-    if options.tag is not None:
-        check_tag(api, repo, options.tag)
-    changes = compare(repo, files, OWNED["model"])
-    pinned = None
-    if all(change.state == "unchanged" or change.path == CARD for change in changes):
-        # Only the card may differ, and the one that is there names the commit of the rest.
-        pinned = pinned_revision(api, repo) or repo.head
-        files[CARD] = card(pinned)
-        changes = compare(repo, files, OWNED["model"])
-    show_changes(repo, changes, options)
-    show_people(run, files, results, options)
-    check_licence(
-        repo,
-        recipe.license,
-        options,
-        f"{model / 'recipe.yaml'}: no licence is stated, and a public repo needs one: write `license: apache-2.0` (or what "
-        "it is) there, or push with --private",
-    )
-    if options.dry_run:
-        return {}
-    repo = create(api, repo, private=options.private)
-    if pinned is None:
-        changes = compare(repo, files, OWNED["model"])
-        pinned = commit(api, repo, files, changes, "Upload the recommender")
-        repo, files[CARD] = replace(repo, head=pinned), card(pinned)
-        changes = [Change(CARD, size_of(files[CARD]), "changed")]
-    head = repo.head
-    if any(change.state != "unchanged" for change in changes):
-        try:
-            head = commit(api, repo, files, changes, f"Pin the card's snippets to {pinned[:7]}")
-        except InputError as error:
-            raise InputError(
-                f"{error}. The model is there, at {pinned}; only its card does not name that yet"
-            ) from error
-    assert head is not None
-    if options.tag is not None:
-        with hub_errors(api, name):
-            api.create_tag(name, tag=options.tag, revision=head)
-    logger.info(
-        "%s/%s is at %s; open it with pipeline(\"recommendation\", model=\"%s\", revision=\"%s\", trust_remote_code=True)",
-        api.endpoint, name, head[:7], name, pinned,
+    plan = Plan(
+        repo, files, "Upload the recommender", recipe.license, f"{model / 'recipe.yaml'}: write `license: apache-2.0` there",
+        card=card, people=people, strangers=strangers,
+        leaves_out=not options.user_embeddings or (not published and USERS in (repo.files or ())),
     )  # fmt: skip
-    return {"model": pinned}
+    files[CARD] = card(None)
+    if repo.exists and all(change.state == "unchanged" or change.path == CARD for change in plan.changes()):
+        # Only the card may differ, and the one that is there names the commit of the rest.
+        plan.pinned = pinned_revision(api, repo) or repo.head
+        files[CARD] = card(plan.pinned)
+    return plan
 
 
-def publish_dataset(
-    api: HfApi, corpora: Corpora, recipe: Recipe, name: str, folder: Path, options: Options
-) -> dict[RepoType, str]:
+def plan_dataset(api: HfApi, run: Path, name: str, folder: Path, options: Options) -> Plan:
     """The data, as Parquet with a card."""
+    corpora, recipe = open_corpora(run / "corpora"), folder_recipe(run / "model")
     write_dataset_folder(corpora, recipe, folder, repo_id=name)
     files: dict[str, Content] = {
         path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
     }
+    page = (folder / CARD).read_text(encoding="utf-8")
+    people = [line.removeprefix("- ") for line in page.partition("## About people")[2].splitlines() if line[:2] == "- "]
+    strangers: dict[str, list[str]] = {}
+    if not recipe.data.publish_users:
+        searched, strangers = about_search(files, run)
+        people += searched
     repo = look(api, name, "dataset", options)
-    check_licence(
-        repo,
-        recipe.data.license,
-        options,
-        f"{name}: no licence of the data is stated, and a public repo needs one: write `license: …` in the section `data` of "
-        "the run's model/recipe.yaml, or push with --private",
-    )
-    return send_plainly(api, repo, files, "Upload the data", options)
+    return Plan(
+        repo, files, "Upload the data", recipe.data.license,
+        f"{run / 'model' / 'recipe.yaml'}: write `license: …` in the section `data` there", people=people,
+        strangers=strangers, leaves_out=not recipe.data.publish_users and "users.parquet" in (repo.files or ()),
+    )  # fmt: skip
 
 
-def publish_space(api: HfApi, model: str, revision: str | None, name: str, options: Options) -> dict[RepoType, str]:
-    """The demo of a model, at the commit that was pushed."""
-    files: dict[str, Content] = {
-        path.name: path for path in sorted((PROJECT / "space").iterdir()) if path.suffix in SPACE_FILES
-    }
+def plan_space(api: HfApi, model: str, name: str, options: Options) -> Plan:
+    """The demo of a model."""
+    files: dict[str, Content] = {path: PROJECT / "space" / path for path in SPACE_FILES}
     card = RepoCard.load(PROJECT / "space" / CARD, repo_type="space")
     card.data.models = [model]
     files[CARD] = str(card).encode()
     repo = look(api, name, "space", replace(options, branch=MAIN))
-    heads = send_plainly(api, repo, files, f"Show {model}", options, sdk="gradio")
-    if not options.dry_run:
-        with hub_errors(api, name):
-            api.add_space_variable(name, "CLLM4REC_MODEL", model)
-            if revision is not None:
-                api.add_space_variable(name, "CLLM4REC_REVISION", revision)
-            private = api.repo_info(model).private
-        if private:
-            logger.info(
-                "%s is private: give the Space a token that may read it, as the secret HF_TOKEN in its settings", model
-            )
-    return heads
+    return Plan(repo, files, f"Show {model}", licence="apache-2.0")
 
 
-def send_plainly(
-    api: HfApi, repo: Repo, files: Mapping[str, Content], title: str, options: Options, sdk: str | None = None
-) -> dict[RepoType, str]:
-    """Show and send what differs in one commit."""
+def check(api: HfApi, plan: Plan, options: Options) -> None:
+    """Find what stops a plan before anything is sent; a dry run says what would.
+
+    Raises:
+        InputError: naming it, and the remedy.
+    """
+    repo = plan.repo
     check_ours(repo, MARKS[repo.kind])
-    changes = compare(repo, files, OWNED[repo.kind])
-    show_changes(repo, changes, options)
-    if options.dry_run:
-        return {}
-    repo = create(api, repo, private=options.private, sdk=sdk)
-    changes = compare(repo, files, OWNED[repo.kind])
-    head = repo.head
+    refusals = []
+    if plan.licence is None and not (repo.private if repo.exists else options.private):
+        refusals.append(f"no licence is stated, and a public repo needs one: {plan.where}, or push with --private")
+    if plan.strangers and not options.ids_are_words:
+        shown = "; ".join(f"{path}: {', '.join(found)}" for path, found in sorted(plan.strangers.items()))
+        refusals.append(
+            f"raw user ids stand in what goes to {repo.name} ({shown}); take them out of the data and train again, publish the "
+            "users (data.publish_users), or, where they are common words too, say --user-ids-are-words"
+        )
+    if refusals and not options.dry_run:
+        raise InputError(refusals[0])
+    for refusal in refusals:
+        logger.info("would be refused: %s", refusal)
+    if repo.kind == "model" and options.tag is not None and repo.exists:
+        taken = tags(api, repo.name).get(options.tag)
+        if taken not in (None, repo.head) or (taken and any(c.state != "unchanged" for c in plan.changes())):
+            raise InputError(f"{repo.name} has a tag {options.tag!r} already, at {str(taken)[:7]}; choose another one")
+    if not options.dry_run:
+        content = plan.files[CARD]
+        page = content.decode() if isinstance(content, bytes) else content.read_text(encoding="utf-8")
+        with hub_errors(api, repo.name):
+            try:
+                RepoCard(page).validate(repo_type=repo.kind)
+            except ValueError as error:  # the Hub's answer, as text
+                if isinstance(error, HfHubHTTPError):
+                    raise
+                reasons = " ".join(str(error).split())
+                raise InputError(
+                    f"{repo.name}: the Hub refuses the card's metadata ({reasons}); correct the field of the recipe that it names"
+                ) from error
+
+
+def send(api: HfApi, plan: Plan, options: Options) -> str:
+    """One commit of what differs, in a repo that is made where it is not there; give the head."""
+    repo = plan.repo = create(
+        api, plan.repo, private=options.private, sdk="gradio" if plan.repo.kind == "space" else None
+    )
+    changes, head = plan.changes(), repo.head
     if any(change.state != "unchanged" for change in changes):
-        head = commit(api, repo, files, changes, title)
+        head = commit(api, repo, plan.files, changes, plan.title)
     assert head is not None
-    logger.info("%s/%ss/%s is at %s", api.endpoint, repo.kind, repo.name, head[:7])
-    return {repo.kind: head}
+    if plan.leaves_out and head != repo.head:
+        show_history(repo, sorted(tags(api, repo.name, repo.kind)))
+    kind = "" if repo.kind == "model" else f"{repo.kind}s/"
+    logger.info("%s/%s%s is at %s", api.endpoint, kind, repo.name, head[:7])
+    return head
+
+
+def send_model(api: HfApi, plan: Plan, options: Options) -> tuple[str, str]:
+    """A commit of everything, then one of the card alone, whose snippets name the first; give both."""
+    assert plan.card is not None
+    if plan.pinned is None:
+        pinned = head = send(api, plan, options)
+        plan.files[CARD] = plan.card(pinned)
+        repo, changes = replace(plan.repo, head=pinned), [Change(CARD, size_of(plan.files[CARD]), "changed")]
+        told = f". The model is there, at {pinned}; only its card does not name that yet"
+    else:
+        pinned, repo, changes, told = plan.pinned, plan.repo, plan.changes(), ""
+        head = str(repo.head)
+    if any(change.state != "unchanged" for change in changes):
+        try:
+            head = commit(api, repo, plan.files, changes, f"Pin the card's snippets to {pinned[:7]}")
+        except InputError as error:
+            raise InputError(f"{error}{told}") from error
+    logger.info(
+        'open %s with pipeline("recommendation", model="%s", revision="%s", trust_remote_code=True)',
+        repo.name, repo.name, pinned,
+    )  # fmt: skip
+    return pinned, head
+
+
+def show_model(api: HfApi, space: str, model: str, revision: str) -> None:
+    """Tell a Space which model it shows, at which commit."""
+    with hub_errors(api, space):
+        api.add_space_variable(space, "CLLM4REC_MODEL", model)
+        api.add_space_variable(space, "CLLM4REC_REVISION", revision)
+        private = api.repo_info(model).private
+    if private:
+        logger.info(
+            "%s is private: give the Space a token that may read it, as the secret HF_TOKEN in its settings", model
+        )
 
 
 def check_ready(repo: str, recipe: Recipe, *, private: bool) -> None:
@@ -259,10 +349,9 @@ def check_ready(repo: str, recipe: Recipe, *, private: bool) -> None:
     Raises:
         InputError: if nobody is logged in, the name is none, or a public push has no licence.
     """
-    api = HfApi()
+    api, options = HfApi(), Options(private=private)
     check_login(api)
-    name = full_name(api, repo, Options(private=private))
-    there = look_at(api, name, "model")
+    there = look(api, full_name(api, repo, options), "model", options)
     check_ours(there, MARKS["model"])
     if recipe.license is None and not (there.private if there.exists else private):
         raise InputError(
@@ -270,16 +359,43 @@ def check_ready(repo: str, recipe: Recipe, *, private: bool) -> None:
         )
 
 
-def check_licence(repo: Repo, licence: str | None, options: Options, sentence: str) -> None:
-    """Refuse to make something public whose licence nobody stated; a dry run says so.
+def check_arguments(run: Path, repo: str | None, dataset: str | None, space: str | None, options: Options) -> None:
+    """Refuse arguments that say too little or the wrong thing.
 
     Raises:
-        InputError: the sentence.
+        InputError: naming the right ones.
     """
-    if licence is None and not (repo.private if repo.exists else options.private):
-        if not options.dry_run:
-            raise InputError(sentence)
-        logger.info("would be refused: %s", sentence)
+    if not run.is_dir():
+        raise InputError(f"{run}: there is no such folder; give a run's, such as runs/sample")
+    if (run / "config.json").is_file() and not (run / "model").is_dir():
+        raise InputError(f"{run} is a model's folder; give the run's, {run.resolve().parent}")
+    if repo is None and dataset is None:
+        raise InputError("nothing to send: name a repo for the model, as in me/my-recommender, or --dataset me/my-data")
+    if repo is None and (space or options.tag or not options.user_embeddings):
+        raise InputError(
+            "--space, --tag and --without-user-embeddings are about a model: name its repo too, as in me/my-recommender"
+        )
+    if COMMIT.fullmatch(options.branch):
+        raise InputError(f"--revision {options.branch} is a commit; name a branch, which the push moves on")
+    for flag, name in (("--revision", options.branch), ("--tag", options.tag)):
+        if name is not None and not REFERENCE.fullmatch(name):
+            raise InputError(f"{flag} {name!r}: letters, digits, '.', '_', '-' and '/' make a name")
+    if options.tag == options.branch:
+        raise InputError(f"--tag {options.tag}: there is a branch of that name; choose another one")
+
+
+def read_results(model: Path) -> dict[str, Any]:
+    """The figures in a model's folder.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    try:
+        results = json.loads((model / "results.json").read_text(encoding="utf-8"))
+        results["data"]["counts"]["users"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{model / 'results.json'} is damaged; run training/predict.py --overwrite") from error
+    return dict(results)
 
 
 def check_login(api: HfApi) -> str:
@@ -288,12 +404,20 @@ def check_login(api: HfApi) -> str:
     Raises:
         InputError: if nobody is.
     """
-    with hub_errors(api, str(api.endpoint)):
+    with hub_errors(api, None):
         return str(api.whoami()["name"])
 
 
 def full_name(api: HfApi, name: str, options: Options) -> str:
-    """`namespace/name`; a bare name is in the namespace of whoever is logged in."""
+    """`namespace/name`; a bare name is in the namespace of whoever is logged in.
+
+    Raises:
+        InputError: if it is none, or there is no login to tell the namespace.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise InputError(f"{name!r} is no name of a repo; give namespace/name, as in me/my-recommender") from error
     if "/" in name:
         return name
     if options.dry_run and get_token() is None:
@@ -302,14 +426,18 @@ def full_name(api: HfApi, name: str, options: Options) -> str:
 
 
 def look(api: HfApi, name: str, kind: RepoType, options: Options) -> Repo:
-    """The repo as it is; of a dry run that cannot reach it, as if there were none."""
+    """The repo as it is; a dry run that cannot reach it says so.
+
+    Raises:
+        InputError: if it is public and shall be private, or the Hub cannot be asked.
+    """
     try:
         repo = look_at(api, name, kind, options.branch)
     except InputError as error:
-        if not options.dry_run or "is no name" in str(error):
+        if not options.dry_run:
             raise
         logger.info("%s was not looked at: %s", name, error)
-        return Repo(name, kind, options.branch)
+        return Repo(name, kind, options.branch, seen=False)
     if options.private and repo.exists and not repo.private:
         raise InputError(
             f"{name} is there already and public, which --private does not change; make it private in its settings first"
@@ -317,94 +445,24 @@ def look(api: HfApi, name: str, kind: RepoType, options: Options) -> Repo:
     return repo
 
 
-def check_tag(api: HfApi, repo: Repo, tag: str) -> None:
-    """Refuse a tag that is taken.
+def tags(api: HfApi, name: str, kind: RepoType = "model") -> dict[str, str]:
+    """The tags of a repo and the commits that they name."""
+    with hub_errors(api, name):
+        return {ref.name: ref.target_commit for ref in api.list_repo_refs(name, repo_type=kind).tags}
 
-    Raises:
-        InputError: naming where it points.
-    """
-    if repo.exists:
-        with hub_errors(api, repo.name):
-            taken = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo.name).tags}
-        if tag in taken:
-            raise InputError(f"{repo.name} has a tag {tag!r} already, at {taken[tag][:7]}; choose another one")
+
+def tag(api: HfApi, name: str, new: str, head: str) -> None:
+    """Tag a commit, which may have that tag already."""
+    if tags(api, name).get(new) != head:
+        with hub_errors(api, name):
+            api.create_tag(name, tag=new, revision=head)
 
 
 def pinned_revision(api: HfApi, repo: Repo) -> str | None:
-    """The commit that the snippets of the card on the Hub name."""
+    """The commit that the snippets of the card on the Hub name, if it holds what the branch holds but for the card."""
     if CARD not in (repo.files or {}):
         return None
     with hub_errors(api, repo.name):
         path = api.hf_hub_download(repo.name, CARD, repo_type=repo.kind, revision=repo.head)
     found = PINNED.search(Path(path).read_text(encoding="utf-8"))
-    return found[1] if found else None
-
-
-def show_changes(repo: Repo, changes: Sequence[Change], options: Options) -> None:
-    """What goes, with sizes."""
-    verb = "would go" if options.dry_run else "goes"
-    where = "a new repo" if not repo.exists else f"branch {repo.branch}, now at {str(repo.head)[:7]}"
-    lines = [f"{repo.kind} {repo.name} ({where})"]
-    lines += [f"  {change.state:<9} {in_bytes(change.size):>9}  {change.path}" for change in changes]
-    sent = [change for change in changes if change.state in ("new", "changed")]
-    lines.append(
-        f"  {len(sent)} of {len(changes)} files, {in_bytes(sum(change.size for change in sent))} {verb}"
-        if any(change.state != "unchanged" for change in changes)
-        else "  nothing differs from what is there"
-    )
-    logger.info("%s", "\n".join(lines))
-    if any(change.state == "deleted" and change.path == USERS for change in changes):
-        logger.info(
-            "  %s goes from the branch but stays in its history: to remove it there too, HfApi().super_squash_history(%r)",
-            USERS, repo.name,
-        )  # fmt: skip
-
-
-def show_people(run: Path, files: Mapping[str, Content], results: dict[str, Any], options: Options) -> None:
-    """What the push says about people."""
-    users = results["data"]["counts"]["users"]
-    lines = ["about people:"]
-    if USERS in files:
-        lines.append(
-            f"  raw ids, texts and training histories of {users:,} users, in {USERS}, as data.publish_users says"
-        )
-    else:
-        ids = user_ids(run)
-        if ids is None:
-            lines.append(
-                f"  no {USERS}; whether raw user ids stand elsewhere was not looked at: there is no corpora/ here"
-            )
-        else:
-            found, looked_for = found_user_ids(files, ids)
-            lines.append(
-                f"  no {USERS}, and none of the {looked_for:,} raw user ids that are no mere number, in any file"
-            )
-            if found:
-                shown = "; ".join(f"{path}: {', '.join(names)}" for path, names in sorted(found.items()))
-                lines[-1] = (
-                    f"  no {USERS}, but words that are raw user ids too: {shown}. Look whether they are common words"
-                )
-    if options.user_embeddings:
-        lines.append(
-            f"  embeddings of {users:,} users, by number: they tell whoever knows somebody's number what that person is likely "
-            "to take; --without-user-embeddings leaves them out"
-        )
-    else:
-        lines.append("  no embeddings of users: people are served by their history")
-    lines.append("  how often each item was taken, in items.jsonl")
-    logger.info("%s", "\n".join(lines))
-
-
-def user_ids(run: Path) -> list[Any] | None:
-    """The raw user ids of a run; None where its corpora are gone."""
-    path = run / "corpora" / USERS
-    if not path.is_file():
-        return None
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line)["id"] for line in lines]
-
-
-def in_bytes(size: int) -> str:
-    """A size for people."""
-    power = 0 if size < 1000 else int(min(np.log10(size) // 3, 4))
-    return f"{size} B" if power == 0 else f"{size / 1000**power:.1f} {'kMGT'[power - 1]}B"
+    return found[1] if found and same_but_for(api, repo, found[1], CARD) else None

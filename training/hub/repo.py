@@ -13,11 +13,13 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,  # of the client's HTTP library, which is another one in other versions of huggingface_hub
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import RepoSibling
 
 from configuration.errors import InputError
 from training.files import is_disk_full
@@ -31,8 +33,6 @@ State = Literal["new", "changed", "unchanged", "deleted"]
 MAIN = "main"
 # What a repo may hold without being somebody's: what the site itself puts there, or a person by hand.
 BY_THE_SITE = (".gitattributes", "README.md", "LICENSE*")
-# The errors of the client's HTTP library, which is another one in other versions of huggingface_hub.
-HTTPError = HfHubHTTPError.__mro__[1]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Repo:
         has_branch: Whether the branch is there; one that is not starts from main.
         private: Whether the repo is private.
         files: Of each file, `sha256:` or `git:` and its hash.
+        seen: Whether the Hub was asked.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Repo:
     has_branch: bool = False
     private: bool | None = None
     files: Mapping[str, str] | None = None
+    seen: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,27 @@ def look_at(api: HfApi, name: str, kind: RepoType, branch: str = MAIN) -> Repo:
             info, has_branch = api.repo_info(name, repo_type=kind, revision=MAIN, files_metadata=True), False
         except RepositoryNotFoundError:
             return Repo(name, kind, branch)
-    files = {
+    return Repo(name, kind, branch, True, info.sha, has_branch, info.private, hashes(info.siblings))
+
+
+def hashes(siblings: Sequence[RepoSibling] | None) -> dict[str, str]:
+    """Of each file of a commit, `sha256:` or `git:` and its hash."""
+    return {
         entry.rfilename: f"sha256:{entry.lfs.sha256}" if entry.lfs else f"git:{entry.blob_id}"
-        for entry in info.siblings or ()
+        for entry in siblings or ()
     }
-    return Repo(name, kind, branch, True, info.sha, has_branch, info.private, files)
+
+
+def same_but_for(api: HfApi, repo: Repo, revision: str, path: str) -> bool:
+    """Whether a commit is there and holds what the branch holds, but for one file."""
+    with hub_errors(api, repo.name):
+        try:
+            info = api.repo_info(repo.name, repo_type=repo.kind, revision=revision, files_metadata=True)
+        except RevisionNotFoundError:
+            return False
+    there, here = hashes(info.siblings), dict(repo.files or {})
+    there.pop(path, None), here.pop(path, None)
+    return there == here
 
 
 def check_ours(repo: Repo, mark: str) -> None:
@@ -206,7 +224,7 @@ def size_of(content: Content) -> int:
 
 
 @contextmanager
-def hub_errors(api: HfApi, name: str) -> Iterator[None]:
+def hub_errors(api: HfApi, name: str | None) -> Iterator[None]:
     """Turn every trouble with the Hub into a sentence that says what to do; what lies here is as it was, in any case.
 
     Raises:
@@ -225,29 +243,33 @@ def hub_errors(api: HfApi, name: str) -> Iterator[None]:
         raise InputError(sentence) from error
 
 
-def in_words(error: BaseException | None, name: str, endpoint: str) -> str | None:
+def in_words(error: BaseException | None, name: str | None, endpoint: str) -> str | None:
     """The sentence for what the client raised; None for what is no trouble with the Hub."""
     if isinstance(error, LocalTokenNotFoundError):
         return f"not logged in to {endpoint}; run `hf auth login`, or set HF_TOKEN to a token that may write"
     if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so nothing can be sent; unset it and run the command again"
+        return f"HF_HUB_OFFLINE is set, so {endpoint} cannot be asked; unset it and run the command again"
     if isinstance(error, HFValidationError):
         return f"{name!r} is no name of a repo; give namespace/name, as in me/my-recommender"
     if isinstance(error, HfHubHTTPError):
-        return status_in_words(error, name, endpoint)
+        return status_in_words(error, name or endpoint, endpoint)
     if isinstance(error, (HTTPError, ConnectionError, TimeoutError)):
+        whole = f"{name} holds all of the last push or of this one, nothing between: " if name else ""
         return (
-            f"no connection to {endpoint} ({first_line(error)}); {name} holds all of the last push or of this one, nothing "
-            "between: run the command again once the network is there, what was sent already is not sent twice"
+            f"no connection to {endpoint} ({first_line(error)}); {whole}run the command again once the network is there"
+            + (", what was sent already is not sent twice" if name else "")
         )
     if isinstance(error, OSError):
         return (
-            f"the disk is full; {name} and the folder here are as they were: free some space and run the command again"
+            f"the disk is full; {name or endpoint} and the folder here are as they were: free some space and run the command again"
             if is_disk_full(error)
-            else f"{name}: {first_line(error)}"
+            else f"{name or endpoint}: {first_line(error)}"
         )
     if isinstance(error, ValueError) and "metadata" in str(error).lower():
-        return f"{name}: the Hub refuses the card's metadata: {' '.join(str(error).split())}"
+        reasons = " ".join(str(error).split()).removeprefix("- Error: ")
+        return (
+            f"{name}: the Hub refuses the card's metadata ({reasons}); correct the fields of the recipe that it names"
+        )
     return None
 
 

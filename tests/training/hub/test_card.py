@@ -14,7 +14,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from configuration.errors import InputError
 from configuration.load import PROJECT, load_recipe, recipe_from_dict
-from training.hub.card import CITATION, card_text, citations, comparison, departures, is_repo_id
+from training.hub.card import CITATION, card_text, citations, comparison, departures
 from training.hub.folder import published_recipe, published_results
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -129,7 +129,7 @@ def test_the_dataset_is_named_where_it_is_on_the_hub(results, recipe, how):
 
 
 def test_the_python_snippets_run_and_print_what_the_page_says(store_run, results, recipe, capsys):
-    card = card_text(results, recipe, repo_id=str(store_run.folder / "model"))
+    card = card_text(results, recipe, repo_id=str(store_run.folder / "model"), on_hub=False)
     first, second = blocks(card, "python")
     exec(compile(first, "pipeline", "exec"), {})
     assert capsys.readouterr().out.strip() == blocks(card, "text")[0].strip()
@@ -142,7 +142,7 @@ def test_the_python_snippets_run_and_print_what_the_page_says(store_run, results
 
 def test_a_page_without_examples_has_snippets_that_run(store_run, results, recipe, capsys):
     results["examples"] = []
-    card = card_text(results, recipe, repo_id=str(store_run.folder / "model"))
+    card = card_text(results, recipe, repo_id=str(store_run.folder / "model"), on_hub=False)
     for snippet in blocks(card, "python"):
         exec(compile(snippet, "snippet", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) > 5
@@ -171,7 +171,9 @@ def test_training_again_fetches_the_recipe_and_runs_the_three_scripts(results, r
 
 def test_of_a_local_folder_the_recipe_is_taken_where_it_is(store_run, results, recipe):
     folder = store_run.folder / "model"
-    lines = blocks(card_text(results, say(recipe, path="store.csv"), repo_id=str(folder)), "bash")[0].splitlines()
+    lines = blocks(card_text(results, say(recipe, path="store.csv"), repo_id=str(folder), on_hub=False), "bash")[
+        0
+    ].splitlines()
     assert {shlex.split(line)[-1] for line in lines} == {str(folder / "recipe.yaml")}
     assert len(lines) == 3
     load_recipe(shlex.split(lines[0])[-1])
@@ -487,13 +489,11 @@ def test_nothing_on_the_page_is_left_open(results, recipe):
         assert "\n\n\n" not in card.split("```text")[0]
 
 
-def test_a_repo_is_told_from_a_folder(tmp_path, monkeypatch):
+def test_a_card_for_the_hub_does_not_depend_on_the_folders_here(results, recipe, tmp_path, monkeypatch):
+    elsewhere = card_text(results, recipe, repo_id="me/store")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "model").mkdir(parents=True)
-    assert is_repo_id("me/store")
-    assert not is_repo_id("runs/model")
-    assert not is_repo_id(str(tmp_path))
-    assert not is_repo_id("runs/store/model")
+    (tmp_path / "me" / "store").mkdir(parents=True)
+    assert card_text(results, recipe, repo_id="me/store") == elsewhere
 
 
 def test_the_sample_has_no_sentence_of_its_own():

@@ -21,6 +21,9 @@ from training.run import Run
         ("../shop/purchases.csv", "purchases.csv"),
         ("~/purchases.csv", "purchases.csv"),
         ("private/purchases.csv", "purchases.csv"),
+        ("https://ann:secret@shop.example/data/purchases.csv?token=secret", "purchases.csv"),
+        ("file:///home/ann/purchases.csv", "purchases.csv"),
+        ("C:\\Users\\ann\\purchases.csv", "purchases.csv"),
     ],
 )
 def test_of_a_path_its_name_is_published(path, shown):

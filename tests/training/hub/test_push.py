@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,7 @@ from configuration.errors import InputError
 from configuration.load import dump_recipe
 from training import push
 from training.hub.folder import folder_recipe
-from training.hub.publish import in_bytes
+from training.hub.report import in_bytes
 from training.predict import predict
 from training.run import Run
 
@@ -83,6 +83,14 @@ def tree(folder):
     }
 
 
+def sent(run):
+    """What a push sends of a run's model but for the card: its files, and the figures with the recipe as it is now."""
+    model = run / "model"
+    files = {path.relative_to(model).as_posix(): path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    figures = json.loads(files["results.json"]) | {"recipe": asdict(folder_recipe(model))}
+    return files | {"results.json": json.dumps(figures, indent=2, ensure_ascii=False).encode()}
+
+
 def best(rec, **options):
     return [(entry["item"], round(entry["score"], 6)) for entry in rec({"history": HISTORY}, **options)]
 
@@ -110,7 +118,7 @@ def test_what_goes_lies_in_the_model_folder_first(run, send, hub, store_run):
     send(run, "me/repo")
     there = hub.repo("me/repo")
     for path in set(FILES) - {"README.md", ".gitattributes"}:
-        assert there[path] == (run / "model" / path).read_bytes(), path
+        assert there[path] == sent(run)[path], path
     local, pushed = ((run / "model" / "README.md").read_text(), there["README.md"].decode())
     assert f'model="{store_run.run.model}"' in local
     assert re.findall("^#+ .*", local, re.M)[1:] == re.findall("^#+ .*", pushed, re.M)[1:]
@@ -165,19 +173,58 @@ def test_users_that_were_published_go_again_with_the_next_push(run, send, hub):
     state(run, publish_users="false")
     said = send(run, "me/repo")[1]
     assert "users.jsonl" not in hub.repo("me/repo")
-    assert "users.jsonl goes from the branch but stays in its history" in said
+    assert "what me/repo held about people before stays in its history" in said
+    assert "super_squash_history('me/repo', repo_type='model')" in said
 
 
 def test_a_push_says_what_it_tells_of_people(run, send, hub):
     said = send(run, "me/repo", "--dry-run")[1]
-    assert "no users.jsonl, and none of the 40 raw user ids that are no mere number, in any file" in said
+    assert "- no users.jsonl\n" in said
+    assert "none of the 40 raw user ids that are long enough to be looked for stands in any file" in said
     assert "embeddings of 40 users, by number" in said
 
 
-def test_a_raw_user_id_that_slipped_in_is_named(run, send, hub):
+def test_raw_user_ids_that_slipped_in_stop_the_push(run, send, hub):
     items = (run / "model" / "items.jsonl").read_text()
     (run / "model" / "items.jsonl").write_text(items.replace('"text": ""', '"text": "sold by person 07"', 1))
-    assert "items.jsonl: person 07. Look whether" in send(run, "me/repo", "--dry-run")[1]
+    assert "would be refused: raw user ids stand in what goes to me/repo (items.jsonl: person 07)" in send(run, "me/repo", "--dry-run")[1]  # fmt: skip
+    code, _, complaint = send(run, "me/repo")
+    assert (code, "raw user ids stand in what goes to me/repo (items.jsonl: person 07)" in complaint) == (2, True)
+    assert not hub.repos
+    assert send(run, "me/repo", "--user-ids-are-words")[0] == 0
+    page = hub.repo("me/repo")["README.md"].decode()
+    assert "Some words in them are raw user ids too" in page
+    assert "No raw user id" not in page
+
+
+@pytest.mark.parametrize("raw", ["alice.smith@mail.org", "jürgen_ö", "Q7ZZ-91", "491511234567", 491511234567])
+def test_ids_of_every_kind_are_found_in_every_kind_of_file(run, send, hub, raw):
+    users = [json.loads(line) for line in (run / "corpora" / "users.jsonl").read_text().splitlines()]
+    users[0]["id"] = raw
+    (run / "corpora" / "users.jsonl").write_text("".join(json.dumps(user) + "\n" for user in users))
+    for name, old in (("items.jsonl", '"text": ""'), ("results.json", '"versions": {')):
+        before = (run / "model" / name).read_text()
+        new = {"items.jsonl": f'"text": "by {raw}"', "results.json": f'"versions": {{"by": {json.dumps(raw)}, '}[name]
+        assert old in before
+        (run / "model" / name).write_text(before.replace(old, new, 1))
+        code, _, complaint = send(run, "me/repo")
+        assert (code, f"{name}: {raw}" in complaint) == (2, True), complaint
+        (run / "model" / name).write_text(before)
+
+
+def test_ids_in_texts_about_items_stop_the_data_too(run, send, hub):
+    state(run, license="mit")
+    lines = (run / "corpora" / "items.jsonl").read_text()
+    (run / "corpora" / "items.jsonl").write_text(lines.replace('"text": ""', '"text": "sold by person 07"', 1))
+    code, _, complaint = send(run, "--dataset", "me/data", "--private")
+    assert (code, "raw user ids stand in what goes to me/data (items.parquet: person 07)" in complaint) == (2, True)
+    assert not hub.repos
+
+
+def test_a_push_of_data_says_what_they_tell_of_people(run, send, hub):
+    said = send(run, "--dataset", "me/data", "--dry-run")[1]
+    assert "about people, me/data:" in said
+    assert "Users are numbers" in said
 
 
 def test_without_user_embeddings_people_are_served_by_their_history(run, send, hub):
@@ -212,6 +259,7 @@ def test_a_dry_run_needs_neither_login_nor_network(run, send, hub, monkeypatch):
         code, said, _ = send(run, "me/repo", "--dry-run")
     assert code == 0
     assert "me/repo was not looked at: no connection" in said
+    assert "model me/repo (not looked at)" in said
 
 
 def test_pushing_the_same_again_makes_no_commit(run, send, hub):
@@ -246,6 +294,18 @@ def test_a_card_alone_that_changed_is_one_commit_and_names_the_old_one(run, send
     assert hub.repo("me/repo") == hub.repo("me/repo", revision=hub.commits("me/repo")[2].oid)
 
 
+@pytest.mark.parametrize("revision", ["a" * 40, None])
+def test_a_pin_of_a_hand_edited_card_is_believed_only_where_it_holds(run, send, hub, revision):
+    send(run, "me/repo")
+    first = hub.commits("me/repo")[1].oid
+    other = revision or hub.commits("me/repo")[2].oid  # a commit that is not there, and one that holds something else
+    page = hub.repo("me/repo")["README.md"].decode().replace(first, other)
+    HfApi().upload_file(path_or_fileobj=page.encode(), path_in_repo="README.md", repo_id="me/repo")
+    edited = hub.commits("me/repo")[0].oid
+    send(run, "me/repo")
+    assert f'revision="{edited}"' in hub.repo("me/repo")["README.md"].decode()
+
+
 def test_a_branch_leaves_main_as_it_was(run, send, hub):
     assert send(run, "me/repo", "--revision", "trial")[0] == 0
     assert list(hub.repo("me/repo")) == [".gitattributes"]
@@ -259,12 +319,16 @@ def test_a_tag_names_the_commit_with_the_pinned_card(run, send, hub):
     assert hub.repos["model", "me/repo"].tags == {"v1": hub.commits("me/repo")[0].oid}
 
 
+def test_the_same_push_with_the_same_tag_is_no_mistake(run, send, hub):
+    assert [send(run, "me/repo", "--tag", "v1")[0] for _ in range(2)] == [0, 0]
+
+
 def test_a_tag_that_is_taken_stops_the_push_before_anything_is_sent(run, send, hub):
     send(run, "me/repo", "--tag", "v1")
     state(run, license="apache-2.0")
     before = hub.commits("me/repo")
     code, _, complaint = send(run, "me/repo", "--tag", "v1")
-    assert (code, "me/repo has a tag 'v1' already" in complaint) == (2, True)
+    assert (code, "me/repo has a tag 'v1' already" in complaint) == (2, True), complaint
     assert hub.commits("me/repo") == before
 
 
@@ -323,7 +387,7 @@ def test_what_somebody_else_made_is_not_written_over(run, send, hub):
     assert sorted(hub.repo("me/bert")) == [".gitattributes", "bert.bin"]
 
 
-@pytest.mark.parametrize("how", ["drop", 500, 507, 403])
+@pytest.mark.parametrize("how", ["drop", "lose", 500, 507, 403])
 def test_a_push_interrupted_at_any_request_leaves_the_old_or_the_new(run, send, hub, how):
     send(run, "me/repo")
     old = hub.repo("me/repo")
@@ -338,7 +402,7 @@ def test_a_push_interrupted_at_any_request_leaves_the_old_or_the_new(run, send, 
         code, _, complaint = send(run, "me/repo")
         hub.faults.clear()
         there = {path: content for path, content in hub.repo("me/repo").items() if path != "README.md"}
-        whole = [{path: files[path] for path in there} for files in (old, {**old, **read(run)})]
+        whole = [{path: files[path] for path in there} for files in (old, {**old, **sent(run)})]
         assert there in whole
         changed = there == whole[1]
         assert (code, complaint.count("\n")) == (2, 1), complaint
@@ -346,14 +410,6 @@ def test_a_push_interrupted_at_any_request_leaves_the_old_or_the_new(run, send, 
     assert requests > 5
     assert send(run, "me/repo")[0] == 0
     assert f'revision="{hub.commits("me/repo")[1].oid}"' in hub.repo("me/repo")["README.md"].decode()
-
-
-def read(run):
-    return {
-        path.relative_to(run / "model").as_posix(): path.read_bytes()
-        for path in (run / "model").rglob("*")
-        if path.is_file()
-    }
 
 
 def test_no_network_is_one_sentence(run, send, hub):
@@ -380,10 +436,55 @@ def test_a_run_that_was_not_measured_is_sent_to_predict(run, send, hub):
     assert (code, "lacks results.json; run training/predict.py first" in complaint) == (2, True)
 
 
-@pytest.mark.parametrize("arguments", [["nowhere", "me/repo"], ["RUN"], ["RUN", "--space", "me/demo"]])
+def test_weights_that_are_damaged_or_incomplete_do_not_go(run, send, hub):
+    whole = (run / "model" / "model.safetensors").read_bytes()
+    (run / "model" / "model.safetensors").write_bytes(whole[:1000])
+    assert "model.safetensors is damaged" in send(run, "me/repo")[2]
+    (run / "model" / "model.safetensors").write_bytes(whole)
+    (run / "model" / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "model-00001-of-00001.safetensors"}}'
+    )
+    assert "lacks model-00001-of-00001.safetensors" in send(run, "me/repo")[2]
+    (run / "model" / "model.safetensors.index.json").unlink()
+    (run / "model" / "model.safetensors").rename(run / "model" / "model-00001-of-00002.safetensors")
+    assert "lacks model.safetensors" in send(run, "me/repo")[2]
+    assert not hub.repos
+
+
+def test_damaged_figures_are_a_sentence(run, send, hub):
+    (run / "model" / "results.json").write_text("{")
+    code, _, complaint = send(run, "me/repo")
+    assert (code, "results.json is damaged; run training/predict.py --overwrite" in complaint) == (2, True)
+
+
+def test_metadata_that_the_hub_refuses_make_no_repo(run, send, hub):
+    state(run, license="my own (weird)")
+    code, _, complaint = send(run, "me/repo")
+    assert (code, "the Hub refuses the card's metadata" in complaint, complaint.count("\n")) == (2, True, 1)
+    assert not hub.repos
+
+
+def test_data_do_not_go_where_the_model_may_not(run, send, hub):
+    path = run / "model" / "recipe.yaml"
+    path.write_text(path.read_text().replace("  license: null", "  license: cc0-1.0"))
+    state(run, license="null")
+    code, _, complaint = send(run, "me/repo", "--dataset", "me/data")
+    assert (code, "no licence is stated" in complaint) == (2, True)
+    assert not hub.repos
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nowhere", "me/repo"], ["RUN"], ["RUN", "--space", "me/demo"], ["RUN/model", "me/repo"], ["RUN", "--tag", "v1"],
+        ["RUN", "me/repo", "--revision", "a" * 40], ["RUN", "me/repo", "--revision", "a b"], ["RUN", "me/repo", "--tag", "main"],
+        ["RUN", "me/repo", "--tag", "v 1~"],
+    ],
+)  # fmt: skip
 def test_arguments_that_say_too_little_are_a_sentence(run, send, hub, arguments):
-    code, _, complaint = send(*[run if word == "RUN" else word for word in arguments])
-    assert (code, complaint.startswith("error: ")) == (2, True)
+    code, _, complaint = send(*[word.replace("RUN", str(run)) for word in arguments])
+    assert (code, complaint.startswith("error: "), complaint.count("\n")) == (2, True, 1)
+    assert not hub.requests
 
 
 # Opened from there.
@@ -425,7 +526,7 @@ def test_data_go_with_the_model_whose_recipe_and_card_then_name_them(run, send, 
     state(run, publish_users="false")
     recipe = folder_recipe(run / "model")
     assert recipe.data.license is None
-    assert "no licence of the data is stated" in send(run, "me/repo", "--dataset", "me/data")[2]
+    assert "write `license: …` in the section `data` there" in send(run, "me/repo", "--dataset", "me/data")[2]
     path = run / "model" / "recipe.yaml"
     path.write_text(path.read_text().replace("  license: null", "  license: cc0-1.0"))
     assert send(run, "me/repo", "--dataset", "me/data")[0] == 0
