@@ -16,7 +16,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder, such as runs/sample; it is not changed")
     parser.add_argument("repo", metavar="REPO", nargs="?", help="the model's repo, such as me/my-recommender")
     parser.add_argument(
-        "--dataset", metavar="REPO", help="send the data too, as Parquet; the model's recipe then names them"
+        "--dataset",
+        metavar="REPO",
+        help="send the data too, as Parquet; the model's recipe then names them (say so at every push)",
     )
     parser.add_argument("--space", metavar="REPO", help="send a demo of the model too, a Gradio Space")
     parser.add_argument("--private", action="store_true", help="make the repos private")

@@ -229,7 +229,8 @@ def plan_dataset(api: HfApi, run: Path, name: str, folder: Path, options: Option
         path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
     }
     page = (folder / CARD).read_text(encoding="utf-8")
-    people = [line.removeprefix("- ") for line in page.partition("## About people")[2].splitlines() if line[:2] == "- "]
+    people = [line[2:] for line in page.partition("## About people")[2].splitlines() if line.startswith("- ")]
+    people = [sentence for sentence in people if not sentence.startswith("Do not")]
     strangers: dict[str, list[str]] = {}
     if not recipe.data.publish_users:
         searched, strangers = about_search(files, run)
