@@ -54,8 +54,9 @@ def take_place(new: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all.
+@contextmanager
+def file_written_whole(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends without an error.
 
     Raises:
         InputError: if the disk is full or may not be written; what was there before stays.
@@ -63,30 +64,25 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         temporary.replace(path)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all; raises as [`file_written_whole`]."""
+    with file_written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def copy_whole(source: Path, path: Path) -> None:
-    """Copy a file whole or not at all.
-
-    Raises:
-        InputError: if the disk is full or may not be written; what was there before stays.
-    """
-    temporary = path.with_name(f".{path.name}.part")
-    try:
+    """Copy a file whole or not at all; raises as [`file_written_whole`]."""
+    with file_written_whole(path) as temporary:
         shutil.copyfile(source, temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def is_disk_full(error: BaseException) -> bool:
