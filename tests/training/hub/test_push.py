@@ -412,6 +412,35 @@ def test_a_push_interrupted_at_any_request_leaves_the_old_or_the_new(run, send, 
     assert f'revision="{hub.commits("me/repo")[1].oid}"' in hub.repo("me/repo")["README.md"].decode()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "requests"), [("drop", -2), ("lose", -1)])  # every third request
+def test_a_first_push_of_all_three_interrupted_anywhere_leaves_empty_or_whole_repos(run, send, hub, how, requests):
+    path = run / "model" / "recipe.yaml"
+    path.write_text(path.read_text().replace("  license: null", "  license: cc0-1.0"))
+    command = [run, "me/repo", "--dataset", "me/data", "--space", "me/demo", "--tag", "v1"]
+    assert send(*command)[0] == 0
+    names = [("model", "me/repo"), ("dataset", "me/data"), ("space", "me/demo")]
+    whole = {kind: set(hub.repo(name, kind)) for kind, name in names}
+    empty = ({".gitattributes"}, {".gitattributes", "README.md"})  # the site gives a Space a page at once
+    code, local = 2, tree(run)
+    while code:
+        requests += 3
+        hub.reset()
+        hub.fail_at(requests, how, times=math.inf)
+        code, _, complaint = send(*command)
+        for kind, name in names:
+            if (kind, name) in hub.repos:
+                assert set(hub.repo(name, kind)) in (*empty, whole[kind]), (requests, kind)
+        assert tree(run) == local
+        if code:
+            assert (code, complaint.count("\n")) == (2, 1), complaint
+            hub.faults.clear()
+            assert send(*command)[0] == 0, "the same command finishes it"
+            assert {kind: set(hub.repo(name, kind)) for kind, name in names} == whole
+            assert hub.repos["model", "me/repo"].tags == {"v1": hub.commits("me/repo")[0].oid}
+    assert requests > 20
+
+
 def test_no_network_is_one_sentence(run, send, hub):
     with hub.gone():
         code, _, complaint = send(run, "me/repo")
