@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from types import GeneratorType
 from typing import Any
 
+from torch.utils.data import IterableDataset
 from transformers import Pipeline, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file, logging
@@ -97,8 +97,8 @@ class RecommendationPipeline(Pipeline):
             inputs = list(inputs)
         if isinstance(inputs, list) and not inputs:
             return []  # transformers would look at the first
-        if isinstance(inputs, Iterator) and not isinstance(inputs, GeneratorType):
-            inputs = (each for each in inputs)  # the only kind of iterator that transformers streams
+        if isinstance(inputs, Iterator):
+            inputs = Stream(inputs)
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -195,6 +195,17 @@ class RecommendationPipeline(Pipeline):
             raise ValueError(f"{name} is {raw_ids!r}; it is a list of raw item ids")
         found = [(raw, find(self.item_index, raw)) for raw in raw_ids]
         return [index for _, index in found if index is not None], [raw for raw, index in found if index is None]
+
+
+class Stream(IterableDataset):
+    """An iterator as what every version of transformers streams; before 5.14 it reads a generator to its end first."""
+
+    def __init__(self, inputs: Iterator[Any]) -> None:
+        self.inputs = inputs
+
+    def __iter__(self) -> Iterator[Any]:
+        """The inputs, once."""
+        return self.inputs
 
 
 def file_beside(model: PreTrainedModel, name: str) -> Path | None:

@@ -198,9 +198,9 @@ def test_lists_tuples_generators_and_iterators_of_inputs(rec):
     assert list(rec(iter(people))) == answers
     streamed = iter(rec(visitors()))
     assert next(streamed) == answers[0]
-    assert len(asked) < 27, "a generator was read to its end before the first answer"
+    assert len(asked) < 3, "a generator was read to its end before the first answer"
     assert list(streamed) == (answers * 9)[1:]
-    assert rec([]) == []
+    assert rec([]) == list(rec(iter([]))) == []
 
 
 def test_unknown_items_of_a_history_are_left_out_and_named(rec, caplog):

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, RepoCard, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
 
 from configuration.errors import InputError
 from configuration.load import PROJECT, dump_recipe
@@ -282,15 +282,18 @@ def check(api: HfApi, plan: Plan, options: Options) -> None:
         content = plan.files[CARD]
         page = content.decode() if isinstance(content, bytes) else content.read_text(encoding="utf-8")
         with hub_errors(api, repo.name):
-            try:
-                RepoCard(page).validate(repo_type=repo.kind)
-            except ValueError as error:  # the Hub's answer, as text
-                if isinstance(error, HfHubHTTPError):
-                    raise
-                reasons = " ".join(str(error).split())
+            # Not RepoCard.validate: before huggingface_hub 2.2 it asks huggingface.co, whatever HF_ENDPOINT says.
+            response = get_session().post(
+                f"{api.endpoint}/api/validate-yaml",
+                json={"repoType": repo.kind, "content": page},
+                headers={"Accept": "text/plain"},
+            )
+            if response.status_code == 400:
+                reasons = " ".join(response.text.split())
                 raise InputError(
                     f"{repo.name}: the Hub refuses the card's metadata ({reasons}); correct the field of the recipe that it names"
-                ) from error
+                )
+            hf_raise_for_status(response)
 
 
 def send(api: HfApi, plan: Plan, options: Options) -> str:
