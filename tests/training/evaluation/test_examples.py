@@ -3,11 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from transformers import AutoModelForSequenceClassification, pipeline
+from transformers import pipeline
 
 from configuration.errors import InputError
 from configuration.recipe import SideTable
-from training.data.corpora import open_corpora
 from training.evaluation.examples import (
     example_histories,
     example_recommendations,
@@ -16,16 +15,6 @@ from training.evaluation.examples import (
     show_examples,
 )
 from training.evaluation.scoring import split_matrix
-
-
-@pytest.fixture(scope="module")
-def store(store_run):
-    return open_corpora(store_run.run.corpora)
-
-
-@pytest.fixture(scope="module")
-def model(store_run):
-    return AutoModelForSequenceClassification.from_pretrained(store_run.folder / "model", trust_remote_code=True)
 
 
 def with_examples(recipe, examples):

@@ -5,24 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
 
 from metrics.ndcg_at_k.ndcg_at_k import ndcg_at_k
 from training.data.batches import layout_of
-from training.data.corpora import open_corpora
 from training.evaluation.baselines import fit_baselines
 from training.evaluation.measure import hub_name, model_record
 from training.evaluation.scoring import ModelScores, split_matrix
-
-
-@pytest.fixture(scope="module")
-def store(store_run):
-    return open_corpora(store_run.run.corpora)
-
-
-@pytest.fixture(scope="module")
-def model(store_run):
-    return AutoModelForSequenceClassification.from_pretrained(store_run.folder / "model", trust_remote_code=True)
 
 
 def test_scores_without_user_tokens_are_those_of_strangers_with_the_same_history(store, model):
