@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -208,14 +209,26 @@ def arrived(api: HfApi, repo: Repo, files: Mapping[str, Content], changes: Seque
 def is_same(content: Content, known: str) -> bool:
     """Whether a file is what the repo has, by SHA-256 of a large one and by git's hash of a small one."""
     kind, _, digest = known.partition(":")
-    found = hashlib.sha256() if kind == "sha256" else hashlib.sha1(f"blob {size_of(content)}\0".encode())
-    if isinstance(content, bytes):
-        found.update(content)
-    else:
-        with content.open("rb") as file:
-            while block := file.read(1 << 22):
-                found.update(block)
+    if isinstance(content, Path):
+        return digest_of_file(content, kind, content.stat().st_mtime_ns) == digest
+    found = new_hash(kind, len(content))
+    found.update(content)
     return found.hexdigest() == digest
+
+
+@cache
+def digest_of_file(path: Path, kind: str, mtime_ns: int) -> str:
+    """The hash of a file, which is asked for several times in a push: of gigabytes it is computed once."""
+    found = new_hash(kind, path.stat().st_size)
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            found.update(block)
+    return found.hexdigest()
+
+
+def new_hash(kind: str, size: int) -> "hashlib._Hash":
+    """SHA-256, or git's hash of a file of so many bytes."""
+    return hashlib.sha256() if kind == "sha256" else hashlib.sha1(f"blob {size}\0".encode())
 
 
 def size_of(content: Content) -> int:
