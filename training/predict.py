@@ -1,6 +1,6 @@
 """The trained model against the test split and the baselines: figures, pictures, recommendations, every user's top k.
 
-python training/predict.py --config sample
+accelerate launch training/predict.py --config sample
 """
 
 import json
@@ -16,7 +16,7 @@ from configuration.recipe import Recipe
 from training.command_line import make_parser, run_script
 from training.data.corpora import open_corpora
 from training.evaluation.examples import example_histories, show_examples
-from training.evaluation.measure import draw_pictures, measure_run, training_record
+from training.evaluation.measure import draw_pictures, measure_run, rank_everyone, training_record
 from training.evaluation.results import metrics_table
 from training.files import write_text
 from training.hub.folder import complete_model_folder
@@ -27,34 +27,40 @@ logger = logging.getLogger("training.predict")
 
 
 def predict(
-    recipe: Recipe, *, overwrite: bool = False, push_to_hub: str | None = None, private: bool = False
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    push_to_hub: str | None = None,
+    private: bool = False,
 ) -> dict[str, Any]:
     """Measure the trained model on validation and test, compare, and write what a reader wants to see.
 
-    The only function that reads the test split. It opens `model/` as any stranger would, through the Auto classes.
+    The only function that reads the test split. It opens `model/` as any stranger would, through the Auto classes. Several
+    processes share the ranking of all users; the first goes on alone with everything else.
 
     Args:
         recipe: The recipe of the run.
-        overwrite: Replace earlier results.
+        resume: Rank only for the users whose part of `predictions/` is missing, or is of another model or other data.
+        overwrite: Replace earlier predictions and results.
         push_to_hub: Name of a repo that `model/` is sent to at the end, its card with the figures.
         private: Whether that repo is made private.
 
     Returns:
         What `results.json` holds: `recipe`, `seed`, `data` (the corpora's `info.json`), and what
         [`~training.evaluation.measure.measure_run`] and [`~training.evaluation.measure.training_record`] give; no user's id or
-        history is among them. Beside it, `predictions.parquet` has every user's best items and `pictures/` the curves.
-        Of several processes the first does it all; the others return nothing at once.
+        history is among them. Beside it, the Parquet files in `predictions/` have every user's best items, and `pictures/`
+        the curves. Of several processes the first returns this, and the others nothing when all users are ranked.
 
     Raises:
-        InputError: if there is no trained model, it belongs to another recipe, or results are there already.
+        InputError: if there is no trained model, it belongs to another recipe, or predictions or results are there already.
     """
     run = Run.of(recipe)
     if not (run.model / "config.json").is_file():
         raise InputError(
             f"{run.model}: no trained model is there; run training/pretrain.py and training/finetune.py first"
         )
-    if (run.folder / "results.json").exists() and not overwrite:
-        raise InputError(f"{run.folder / 'results.json'} exists already; replace it with --overwrite")
+    check_free(run, resume=resume, overwrite=overwrite)
     corpora = open_corpora(run.corpora)
     for stage in ("pretrain", "finetune"):
         run.check_checkpoint(stage, corpora.fingerprint_with(recipe))
@@ -62,17 +68,20 @@ def predict(
         raise InputError(f"{run.model} is older than the pretraining beside it; run training/finetune.py first")
     histories = example_histories(corpora, recipe)
     accelerator = make_accelerator(recipe, None, run.folder)
-    if not accelerator.is_main_process:
-        return {}
-    if push_to_hub is not None:
+    if push_to_hub is not None and accelerator.is_main_process:
         check_ready(push_to_hub, recipe, private=private)
     with logged(run, accelerator, tracker=False):
         started = time.perf_counter()
         model = AutoModelForSequenceClassification.from_pretrained(run.model, trust_remote_code=True).to(
             accelerator.device
         )
+        parts = rank_everyone(model, corpora, recipe, run, accelerator, resume=resume)
+        # The others are done: from here on nobody waits for them, nor they for the rest, which may take long.
+        accelerator.end_training()
+        if not accelerator.is_main_process:
+            return {}
         results: dict[str, Any] = {"recipe": asdict(recipe), "seed": recipe.seed, "data": corpora.info}
-        results |= measure_run(model, corpora, recipe, run, accelerator, histories)
+        results |= measure_run(model, corpora, recipe, run, accelerator, parts, histories)
         results |= training_record(run, time.perf_counter() - started)
         draw_pictures(model, corpora, run)
         write_text(run.folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False))
@@ -93,10 +102,33 @@ def predict(
     return results
 
 
+def check_free(run: Run, *, resume: bool, overwrite: bool) -> None:
+    """Refuse to predict again unless told how.
+
+    Raises:
+        InputError: if there are results or predictions and neither `resume` nor `overwrite` is given, or both are.
+    """
+    if resume and overwrite:
+        raise InputError(
+            "--resume and --overwrite exclude each other: one continues predictions, the other replaces them"
+        )
+    results, parts = run.folder / "results.json", run.folder / "predictions"
+    taken = results if results.exists() else parts if parts.is_dir() and any(parts.iterdir()) else None
+    if taken is not None and not resume and not overwrite:
+        raise InputError(
+            f"{taken} exists already; rank what is missing with --resume, or replace everything with --overwrite"
+        )
+
+
 def main() -> None:
     """The command line."""
     parser = make_parser(__doc__ or "", stage=False)
-    parser.add_argument("--overwrite", action="store_true", help="replace earlier results")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep the predictions that are there of this model and rank the other users",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace earlier predictions and results")
     parser.add_argument(
         "--push-to-hub",
         metavar="REPO",
@@ -106,7 +138,11 @@ def main() -> None:
     run_script(
         parser,
         lambda recipe, arguments: predict(
-            recipe, overwrite=arguments.overwrite, push_to_hub=arguments.push_to_hub, private=arguments.private
+            recipe,
+            resume=arguments.resume,
+            overwrite=arguments.overwrite,
+            push_to_hub=arguments.push_to_hub,
+            private=arguments.private,
         ),
     )
 

@@ -85,7 +85,7 @@ def json_lines(path):
 
 def test_the_folder_of_a_run_holds_what_its_documentation_says(store_run):
     assert names(store_run.folder) == [
-        "checkpoints", "corpora", "log", "model", "pictures", "predictions.parquet", "recipe.yaml", "results.json",
+        "checkpoints", "corpora", "log", "model", "pictures", "predictions", "recipe.yaml", "results.json",
     ]  # fmt: skip
     assert names(store_run.folder / "pictures") == ["curves.png", "items.png"]
     for stage, kept in (("pretrain", ["best", "final", "last"]), ("finetune", ["best", "last"])):
@@ -227,7 +227,7 @@ def test_weights_in_the_folder_are_those_of_the_best_epoch(store_recipe, store_f
 
 
 def test_every_user_has_the_best_unseen_items_once_with_raw_ids(store_run, store_frame):
-    rows = pq.read_table(store_run.folder / "predictions.parquet").to_pylist()
+    rows = pq.read_table(store_run.folder / "predictions").to_pylist()
     assert sorted(row["user"] for row in rows) == sorted(set(store_frame["user"]))
     corpora = open_corpora(store_run.run.corpora)
     raw_users, raw_items = ([row["id"] for row in table] for table in (corpora.users(), corpora.items()))
@@ -248,7 +248,7 @@ def test_scores_are_the_probabilities_that_recommend_gives(store_run):
     users, histories = corpora.histories("recommendation")
     everything = model.recommend([row.tolist() for row in histories], users.tolist(), k=24, exclude_seen=False)
     raw = [user["id"] for user in corpora.users()]
-    for row in pq.read_table(store_run.folder / "predictions.parquet").to_pylist():
+    for row in pq.read_table(store_run.folder / "predictions").to_pylist():
         place = users.tolist().index(raw.index(row["user"]))
         whole = dict(zip(everything.items[place].tolist(), everything.scores[place].tolist(), strict=True))
         assert sum(whole.values()) == pytest.approx(1, abs=1e-5)
@@ -264,7 +264,7 @@ def test_whole_number_ids_stay_whole_numbers(store_recipe, store_frame, vary):
     pretrain(recipe, frame=frame)
     run = finetune(recipe)
     predict(recipe)
-    table = pq.read_table(run.folder / "predictions.parquet").to_pydict()
+    table = pq.read_table(run.folder / "predictions").to_pydict()
     assert sorted(table["user"]) == sorted(range(0, 280, 7))
     assert {item for items in table["items"] for item in items} <= set(range(24))
     assert [item["id"] for item in json_lines(run.model / "items.jsonl")] == list(range(24))
@@ -334,6 +334,7 @@ def test_a_stage_that_was_run_is_refused_without_resume_or_overwrite(store_copy,
         ("predict", {"data": {"examples": [["thing 01", "thing 99"]]}}, "overwrite"),
         ("pretrain", {}, "both"),
         ("finetune", {}, "both"),
+        ("predict", {}, "both"),
     ],
     ids=str,
 )
@@ -345,7 +346,7 @@ def test_another_data_set_backbone_or_recipe_is_refused(store_copy, store_frame,
     calls = {
         "pretrain": lambda: pretrain(recipe, frame=frame, **how),
         "finetune": lambda: finetune(recipe, **how),
-        "predict": lambda: predict(recipe, overwrite=True),
+        "predict": lambda: predict(recipe, **how),
     }
     with pytest.raises(InputError) as error:
         calls[stage]()
@@ -676,7 +677,7 @@ def test_a_start_and_a_teacher_from_ials_work_and_serve_as_the_baseline(store_re
     )
     run = trained(recipe, store_frame)
     results = predict(recipe)
-    assert names(run.folder / "checkpoints") == ["finetune", "pretrain", "teacher"]
+    assert names(run.folder / "checkpoints") == ["finetune", "predict", "pretrain", "teacher"]
     for name in FIGURES:
         mine, fitted = (of["baselines"]["ials"][name]["value"] for of in (results, store_run.results))
         assert mine == pytest.approx(fitted, abs=1e-6)

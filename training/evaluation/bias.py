@@ -52,12 +52,11 @@ class Bias:
         self.ranked = np.zeros(num_users, bool)
         self.places = np.zeros((len(DEPTHS), num_items), np.int64)
 
-    def __call__(self, users: np.ndarray, scores: np.ndarray, top: np.ndarray) -> None:
+    def __call__(self, users: np.ndarray, top: np.ndarray) -> None:
         """Count a block.
 
         Args:
             users: User indices, int `(n,)`.
-            scores: Of all items; not read.
             top: Best items, int `(n, k)`, -1 after the last.
         """
         self.ranked[users] = True

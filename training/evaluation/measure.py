@@ -1,4 +1,4 @@
-"""Everything that `predict` measures and draws of a trained run."""
+"""Everything that `predict` ranks, measures and draws of a trained run."""
 
 import logging
 from pathlib import Path
@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
 from configuration.load import PROJECT
@@ -19,8 +21,8 @@ from training.evaluation.bias import Bias
 from training.evaluation.examples import example_recommendations, made_up_histories
 from training.evaluation.perplexity import review_perplexity
 from training.evaluation.pictures import draw_curves, draw_item_map
-from training.evaluation.predictions import predictions_file
-from training.evaluation.ranking import as_json, evaluate_scores, mean_over_users
+from training.evaluation.predictions import Parts, RankedUsers, RawIds, ranking_fingerprint
+from training.evaluation.ranking import PerUser, as_json, best_items, evaluate_scores, mean_over_users, measure_users
 from training.evaluation.results import hardware, versions
 from training.evaluation.scoring import ModelScores, split_matrix
 from training.files import written_whole
@@ -30,10 +32,111 @@ from training.stages.teacher import fitted_ials
 logger = logging.getLogger(__name__)
 
 
+def rank_everyone(
+    model: Any, corpora: Corpora, recipe: Recipe, run: Run, accelerator: Accelerator, *, resume: bool
+) -> Parts:
+    """Rank the catalogue for every user; each process writes its share of the parts, and returns when all are there.
+
+    Users are ranked in the same batches whatever the number of processes and parts, unless they are too few for that.
+
+    Args:
+        model: The recommendation head.
+        corpora: The run's.
+        recipe: The run's.
+        run: The run; its `predictions/` and `checkpoints/predict/` get the parts.
+        accelerator: The processes.
+        resume: Keep the parts that are there of this very model, data and `evaluation.top_k`.
+
+    Returns:
+        The parts.
+
+    Raises:
+        InputError: if the disk is full or may not be written.
+    """
+    plan: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        fingerprint = ranking_fingerprint(run.model, corpora.fingerprint_with(recipe), recipe.evaluation.top_k)
+        parts = Parts.plan(
+            run.folder / "predictions",
+            run.checkpoints("predict"),
+            fingerprint,
+            corpora.num_users,
+            accelerator.num_processes,
+            resume=resume,
+        )
+        parts.remove_others()
+        missing = parts.missing() if resume else list(range(parts.count))
+        if len(missing) < parts.count:
+            logger.info("predictions: %d of %d parts are there already", parts.count - len(missing), parts.count)
+        plan = [parts, missing]
+    parts, missing = broadcast_object_list(plan)
+    if not missing:
+        return parts
+    ranker = Ranker(model, corpora, recipe)
+    ids = RawIds.of(*([row["id"] for row in rows] for rows in (corpora.users(), corpora.items())))
+    batches = -(-corpora.num_users // recipe.evaluation.batch_size)
+    blocks = np.array_split(ranker.by_length(), max(batches, parts.count))
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    for first in range(0, len(missing), processes):
+        if first + rank < len(missing):
+            number = missing[first + rank]
+            shown = f"ranking, part {number + 1} of {parts.count}"
+            mine = blocks[number :: parts.count]
+            bar = tqdm(mine, desc=shown, unit="block", disable=not accelerator.is_local_main_process, leave=False)
+            with parts.write(number, ids, recipe.evaluation.top_k) as write:
+                for users in bar:
+                    write(*ranker(users))
+        # Here rather than at the end: whoever is waited for longer than a part takes counts as failed.
+        accelerator.wait_for_everyone()
+    return parts
+
+
+class Ranker:
+    """The three rankings of the model: on validation, on test, and on test where the prompt names nobody."""
+
+    def __init__(self, model: Any, corpora: Corpora, recipe: Recipe) -> None:
+        self.train, self.validation, self.test = (
+            split_matrix(corpora, name) for name in ("recommendation", "validation", "test")
+        )
+        self.seen = (self.train + self.validation).tocsr()
+        prompts = (*corpora.histories("recommendation"), layout_of(corpora), model.config.max_history)
+        self.scores, self.strangers = ModelScores(model, *prompts), ModelScores(model, *prompts, user_tokens=False)
+        self.depth = max(recipe.evaluation.top_k, 100)
+
+    def by_length(self) -> np.ndarray:
+        """All users, in order of their history's length."""
+        return self.scores.by_length(np.arange(self.train.shape[0]))
+
+    def __call__(self, users: np.ndarray) -> tuple[RankedUsers, np.ndarray]:
+        """Rank for some users; the rankings, and the probabilities of the items.
+
+        Validation and test have the same prompts, so one ranking serves both: what is left of the first without a user's
+        validation items is the other.
+        """
+        validation = self.validation[users]
+        depth = self.depth + int(np.diff(validation.indptr).max(initial=0))
+        best = best_items(self.scores.blocks(users), self.train[users], users, depth)
+        on_test = best.without(validation, self.depth)
+        by_history = PerUser.unknown(len(users))
+        places = np.flatnonzero(np.diff(self.test[users].indptr))
+        if len(places):
+            tested = users[places]
+            ranked = best_items(self.strangers.blocks(tested), self.seen[tested], tested, 100).items
+            by_history.put(places, measure_users(ranked, self.test[tested]))
+        on_validation = measure_users(best.items, validation)
+        return RankedUsers(users, on_test.items, on_validation, by_history), on_test.probabilities
+
+
 def measure_run(
-    model: Any, corpora: Corpora, recipe: Recipe, run: Run, accelerator: Accelerator, histories: list[list[int]]
+    model: Any,
+    corpora: Corpora,
+    recipe: Recipe,
+    run: Run,
+    accelerator: Accelerator,
+    parts: Parts,
+    histories: list[list[int]],
 ) -> dict[str, Any]:
-    """All that is measured of a trained model.
+    """All that is measured of a trained model; by one process.
 
     Args:
         model: The recommendation head.
@@ -41,6 +144,7 @@ def measure_run(
         recipe: The run's.
         run: The run.
         accelerator: For the device of the content language model.
+        parts: What [`rank_everyone`] wrote.
         histories: Item indices of the histories to recommend to; where there are none, some are made up.
 
     Returns:
@@ -49,7 +153,7 @@ def measure_run(
         `review_perplexity` of [`measure_perplexity`].
     """
     results: dict[str, Any] = {"model": model_record(model, recipe)}
-    measured, ranking = measure(model, corpora, recipe, run)
+    measured, ranking = measure(parts, corpora)
     results |= measured
     if recipe.evaluation.baselines:
         results["baselines"] = measure_baselines(corpora, recipe, run, ranking)
@@ -66,44 +170,27 @@ class ModelRanking(NamedTuple):
     ndcg_by_history: np.ndarray
 
 
-def measure(model: Any, corpora: Corpora, recipe: Recipe, run: Run) -> tuple[dict[str, Any], ModelRanking]:
-    """Figures on validation and test; on the way through the test, every user's best items go to `predictions.parquet`.
+def measure(parts: Parts, corpora: Corpora) -> tuple[dict[str, Any], ModelRanking]:
+    """The model's figures on validation and test, from what was ranked; the same whoever ranked which part, and when.
 
     Returns:
         `test` and `validation`; `test_by_history`, where the prompts have no user token, as for somebody new; `bias`, which
         [`~training.evaluation.bias.Bias.to_dict`] describes. And what the baselines are compared with.
     """
-    train, validation, test = (split_matrix(corpora, name) for name in ("recommendation", "validation", "test"))
-    seen, size = (train + validation).tocsr(), recipe.evaluation.batch_size
-    prompts = (*corpora.histories("recommendation"), layout_of(corpora), model.config.max_history)
-    scores = ModelScores(model, *prompts)
-    everyone = scores.by_length(np.arange(corpora.num_users))
-    with_validation, with_test = (
-        scores.by_length(np.flatnonzero(np.diff(held_out.indptr))) for held_out in (validation, test)
-    )
-    on_validation = evaluate_scores(scores, with_validation, train, validation, batch_size=size, progress=True)
-    by_history = evaluate_scores(
-        ModelScores(model, *prompts, user_tokens=False), with_test, seen, test, batch_size=size, progress=True
-    )
-    user_ids, item_ids = ([row["id"] for row in rows] for rows in (corpora.users(), corpora.items()))
-    top_k, bias = recipe.evaluation.top_k, Bias(train, test)
-    with predictions_file(run.folder / "predictions.parquet", user_ids, item_ids, top_k) as write:
-
-        def read(*block: np.ndarray) -> None:
-            write(*block)
-            bias(*block)
-
-        on_test = evaluate_scores(
-            scores, everyone, seen, test, batch_size=size, progress=True, k=top_k, read_block=read
-        )
-    ndcg_by_history = np.full(corpora.num_users, np.nan)
-    ndcg_by_history[with_test] = by_history.ndcg_at_100
+    train, test = (split_matrix(corpora, name) for name in ("recommendation", "test"))
+    bias = Bias(train, test)
+    on_test, by_history, on_validation = (PerUser.unknown(corpora.num_users) for _ in range(3))
+    for ranked in parts.read():
+        bias(ranked.users, ranked.items)
+        on_test.put(ranked.users, measure_users(ranked.items, test[ranked.users]))
+        by_history.put(ranked.users, ranked.by_history)
+        on_validation.put(ranked.users, ranked.validation)
     return {
         "test": on_test.figures().to_dict(),
         "test_by_history": by_history.figures().to_dict(),
         "validation": on_validation.figures().to_dict(),
         "bias": bias.to_dict(),
-    }, ModelRanking(bias, ndcg_by_history)
+    }, ModelRanking(bias, by_history.ndcg_at_100)
 
 
 def measure_baselines(corpora: Corpora, recipe: Recipe, run: Run, model: ModelRanking) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """Scores of the trained model for the rankings, and its figures on the validation split after an epoch."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from scipy.sparse import csr_matrix
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from configuration.recipe import Recipe
@@ -12,7 +15,7 @@ from modeling_cllm4rec import CLLM4RecForRecommendation
 from training.data.batches import Layout, evaluation_batch, layout_of
 from training.data.corpora import Corpora
 from training.data.ragged import Ragged
-from training.evaluation.ranking import evaluate_scores
+from training.evaluation.ranking import ITEMS_PER_BLOCK, evaluate_scores
 
 
 class ModelScores:
@@ -43,14 +46,28 @@ class ModelScores:
         return users[np.argsort(self.lengths[users], kind="stable")]
 
     @torch.no_grad()
-    def __call__(self, users: np.ndarray) -> np.ndarray:
-        """Logits `(users, num_items)`, float32."""
+    def states(self, users: np.ndarray) -> torch.Tensor:
+        """What the item head reads of each user's prompt, `(users, width)`."""
         self.model.eval()
         named = users if self.user_tokens else np.full_like(users, -1)
         batch = evaluation_batch(named, self.histories.take(users), self.layout, self.max_history)
         device = self.model.get_output_embeddings().weight.device
-        logits = self.model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
-        return logits.float().cpu().numpy()
+        prompts = {name: tensor.to(device) for name, tensor in batch.items()}
+        hidden = self.model.model(**prompts, use_cache=False).last_hidden_state
+        return self.model.read_out(hidden, **prompts)
+
+    @torch.no_grad()
+    def blocks(self, users: np.ndarray) -> Iterator[torch.Tensor]:
+        """Logits in blocks of items, `(users, items of the block)` float32, so that memory does not follow the catalogue."""
+        states = self.states(users)
+        weight, bias = self.model.get_output_embeddings().weight, self.model.model.item_bias
+        for start in range(0, len(weight), ITEMS_PER_BLOCK):
+            items = slice(start, start + ITEMS_PER_BLOCK)
+            yield F.linear(states, weight[items], None if bias is None else bias[items]).float()
+
+    def __call__(self, users: np.ndarray) -> np.ndarray:
+        """Logits `(users, num_items)`, float32."""
+        return torch.cat(list(self.blocks(users)), dim=1).cpu().numpy()
 
 
 def split_matrix(corpora: Corpora, name: str) -> csr_matrix:
@@ -79,7 +96,9 @@ class Validation:
 
     def __call__(self) -> dict[str, float]:
         """`ndcg_at_100`, `recall_at_20` and `recall_at_40`, means over the users."""
-        measured = evaluate_scores(self.scores, self.users, self.train, self.held_out, batch_size=self.batch_size)
+        measured = evaluate_scores(
+            self.scores.blocks, self.users, self.train, self.held_out, batch_size=self.batch_size
+        )
         per_user = vars(measured)
         if self.accelerator.num_processes > 1:
             parts = gather_object([per_user])

@@ -2,15 +2,26 @@
 
 import json
 import math
+import weakref
 
 import numpy as np
 import pytest
+import torch
 from scipy.sparse import csr_matrix
 
 from metrics.ndcg_at_k.ndcg_at_k import ndcg_at_k
 from metrics.recall_at_k.recall_at_k import recall_at_k
-from training.evaluation.ranking import Figures, Mean, PerUser, evaluate_scores, rank
+from training.evaluation.ranking import (
+    Figures,
+    Mean,
+    PerUser,
+    best_items,
+    evaluate_scores,
+    rank,
+    top_columns,
+)
 
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 NOTHING_SEEN = csr_matrix((5, 4), dtype=np.float32)
 
 
@@ -66,6 +77,130 @@ def test_nan_scores_are_refused_with_their_user():
         rank(np.array([[0.0, 1, 2, 3], [0, 1, np.nan, 3]]), NOTHING_SEEN, np.array([2, 4]), k=2)
 
 
+# Item block by item block
+
+
+def in_blocks(scores, width):
+    return [torch.tensor(scores[:, start : start + width]) for start in range(0, scores.shape[1], width)]
+
+
+def dense_ranking(scores, seen, k):
+    """What a ranking is: a stable sort of what was not seen."""
+    masked = np.where(seen.toarray() > 0, -np.inf, scores)
+    order = np.argsort(-masked, axis=1, kind="stable")[:, :k]
+    best = np.take_along_axis(masked, order, axis=1)
+    return np.where(best == -np.inf, -1, order), best
+
+
+@pytest.mark.parametrize("levels", [1, 20, 10_000])
+@pytest.mark.parametrize("k", [1, 20, 100, 1000])
+@pytest.mark.parametrize("width", [1, 63, 64, 65, 200, 700, 800])
+def test_blocks_of_any_width_give_the_dense_ranking(width, k, levels):
+    scores, seen, _ = random_matrices(users=9, items=700)
+    scores = np.round(scores * levels).astype(np.float32)
+    items, best = dense_ranking(scores, seen, k)
+    found = best_items(in_blocks(scores, width), seen, np.arange(9), k)
+    np.testing.assert_array_equal(found.items, items)
+    np.testing.assert_array_equal(found.scores, best)
+    assert (found.items.dtype, found.scores.dtype) == (np.int64, np.float32)
+
+
+@pytest.mark.parametrize("width", [1, 3, 4])
+def test_of_equal_scores_in_several_blocks_the_lower_index_goes_first(width):
+    scores = np.array([[1.0, 2.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0], [-1.0, -2.0, -1.0, -1.0]])
+    found = best_items(in_blocks(scores, width), NOTHING_SEEN[:3], np.arange(3), k=3)
+    np.testing.assert_array_equal(found.items, [[1, 3, 0], [0, 1, 2], [0, 2, 3]])
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_who_has_seen_everything_is_recommended_nothing(width):
+    seen = csr_matrix(np.array([[1, 1, 1, 1], [1, 1, 1, 0]], np.float32))
+    scores = np.array([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]])
+    found = best_items(in_blocks(scores, width), seen, np.arange(2), k=3)
+    np.testing.assert_array_equal(found.items, [[-1, -1, -1], [3, -1, -1]])
+    np.testing.assert_array_equal(found.probabilities[0], [0, 0, 0])
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_items_of_score_minus_infinity_are_never_ranked(width):
+    scores = np.array([[-np.inf, 1.0, -np.inf, 2.0], [0.0, -np.inf, -np.inf, -np.inf]])
+    found = best_items(in_blocks(scores, width), NOTHING_SEEN[:2], np.arange(2), k=3)
+    np.testing.assert_array_equal(found.items, [[3, 1, -1], [0, -1, -1]])
+
+
+@pytest.mark.parametrize("width", [1, 64, 700])
+def test_probabilities_are_over_the_whole_catalogue(width):
+    scores, seen, _ = random_matrices(users=9, items=700)
+    scores[0] *= 1000
+    found = best_items(in_blocks(scores, width), seen, np.arange(9), k=50)
+    softmax = np.exp(scores - scores.max(1, keepdims=True), dtype=np.float64)
+    softmax /= softmax.sum(1, keepdims=True)
+    np.testing.assert_allclose(
+        found.probabilities, np.take_along_axis(softmax, found.items, axis=1), rtol=1e-5, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("place", [0, 5, 6])
+def test_nan_in_any_block_is_refused_with_its_user(place):
+    scores = np.zeros((3, 7))
+    scores[1, place] = np.nan
+    seen = csr_matrix(([1.0], ([1], [place])), shape=(3, 7))
+    for blocks in (scores, in_blocks(scores, 3)):
+        with pytest.raises(ValueError, match="scores of user 8 hold nan"):
+            best_items(blocks, seen, np.array([7, 8, 9]), k=2)
+
+
+def test_earlier_blocks_are_not_kept():
+    alive = []
+
+    def blocks():
+        for number in range(10):
+            block = torch.full((2, 100), float(number))
+            alive.append(weakref.ref(block))
+            yield block
+            del block
+            assert all(reference() is None for reference in alive[:-1])
+
+    found = best_items(blocks(), csr_matrix((2, 1000)), np.arange(2), k=3)
+    np.testing.assert_array_equal(found.items, [[900, 901, 902]] * 2)
+
+
+def test_what_is_left_of_a_ranking_is_the_ranking_without_those_items():
+    scores, seen, held_out = random_matrices(items=300)
+    users = np.arange(len(scores))
+    most = int(np.diff(held_out.indptr).max())
+    whole = best_items(scores, seen, users, k=20 + most)
+    left = whole.without(held_out, k=20)
+    items, best = dense_ranking(scores, seen + held_out, k=20)
+    np.testing.assert_array_equal(left.items, items)
+    np.testing.assert_array_equal(left.scores, best)
+    np.testing.assert_array_equal(left.log_total, whole.log_total)
+
+
+def test_where_too_little_is_left_of_a_ranking_it_ends_in_minus_one():
+    whole = best_items(np.array([[4.0, 1.0, 3.0, 2.0]] * 2), NOTHING_SEEN[:2], np.arange(2), k=4)
+    left = whole.without(csr_matrix(np.array([[1, 0, 1, 0], [0, 0, 0, 0]])), k=3)
+    np.testing.assert_array_equal(left.items, [[3, 1, -1], [0, 2, 3]])
+    assert left.probabilities[0, 2] == 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("levels", [1, 5, 1000])
+@pytest.mark.parametrize("k", [1, 7, 50, 60])
+def test_top_columns_are_those_of_a_stable_sort(k, levels, device):
+    scores = torch.randn(30, 50, generator=torch.Generator().manual_seed(0)).mul(levels).round()
+    expected = scores.sort(dim=1, descending=True, stable=True).indices[:, :k].sort(dim=1).values
+    torch.testing.assert_close(top_columns(scores.to(device), k).cpu(), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_blocks_on_any_device_give_the_dense_ranking(device):
+    scores, seen, _ = random_matrices(items=700)
+    blocks = [block.to(device) for block in in_blocks(scores, 150)]
+    found = best_items(blocks, seen, np.arange(len(scores)), k=40)
+    np.testing.assert_array_equal(found.items, dense_ranking(scores, seen, k=40)[0])
+
+
 def test_each_user_is_measured_as_the_metrics_do():
     scores, seen, held_out = random_matrices()
     users = np.arange(len(scores))[::-1]
@@ -89,11 +224,11 @@ def test_size_of_the_blocks_changes_nothing(batch_size):
         sizes.append(len(block))
         return scores[block]
 
-    in_blocks = evaluate_scores(score, users, seen, held_out, batch_size=batch_size)
+    a_few = evaluate_scores(score, users, seen, held_out, batch_size=batch_size)
     at_once = evaluate_scores(lambda block: scores[block], users, seen, held_out)
     assert max(sizes) == min(batch_size, len(users))
-    np.testing.assert_array_equal(in_blocks.ndcg_at_100, at_once.ndcg_at_100)
-    np.testing.assert_array_equal(in_blocks.recall_at_20, at_once.recall_at_20)
+    np.testing.assert_array_equal(a_few.ndcg_at_100, at_once.ndcg_at_100)
+    np.testing.assert_array_equal(a_few.recall_at_20, at_once.recall_at_20)
 
 
 def test_seen_items_do_not_take_places_of_held_out_ones():
@@ -103,7 +238,16 @@ def test_seen_items_do_not_take_places_of_held_out_ones():
     np.testing.assert_array_equal(per_user.ndcg_at_100, [1])
 
 
-def test_reader_is_given_users_scores_and_best_items_of_every_block():
+def test_item_blocks_are_measured_as_whole_rows_are():
+    scores, seen, held_out = random_matrices()
+    users = np.arange(50)[::-1]
+    dense = evaluate_scores(lambda block: scores[block], users, seen, held_out, batch_size=20)
+    blocks = evaluate_scores(lambda block: in_blocks(scores[block], 40), users, seen, held_out, batch_size=20)
+    for name, values in vars(dense).items():
+        np.testing.assert_array_equal(getattr(blocks, name), values)
+
+
+def test_reader_is_given_users_and_best_items_of_every_block():
     scores, seen, held_out = random_matrices()
     users, read = np.arange(50), []
     evaluate_scores(
@@ -116,8 +260,7 @@ def test_reader_is_given_users_scores_and_best_items_of_every_block():
         read_block=lambda *block: read.append(block),
     )
     np.testing.assert_array_equal(np.concatenate([block[0] for block in read]), users)
-    np.testing.assert_array_equal(np.concatenate([block[1] for block in read]), scores)
-    np.testing.assert_array_equal(np.concatenate([block[2] for block in read]), rank(scores, seen, users, k=120))
+    np.testing.assert_array_equal(np.concatenate([block[1] for block in read]), rank(scores, seen, users, k=120))
 
 
 def test_figures_are_means_and_standard_errors_over_users_with_held_out_items():
