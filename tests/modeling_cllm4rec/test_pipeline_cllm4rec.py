@@ -23,6 +23,7 @@ from modeling_cllm4rec import (
     RecommendationPipeline,
     TokenizerWithUserItemIDTokens,
 )
+from modeling_cllm4rec.pipeline_cllm4rec import LINES_AT_ONCE, read_records
 from modeling_cllm4rec.tokenization_cllm4rec import train_byte_level_bpe
 
 CODE = sorted(Path(modeling_cllm4rec.__file__).parent.glob("*_cllm4rec.py"))
@@ -298,6 +299,19 @@ def test_files_that_are_not_the_models_are_refused(folder, name, content, messag
     (folder / name).unlink() if content is None else (folder / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         pipeline("recommendation", model=str(folder), trust_remote_code=True)({"user": "ann"})
+
+
+def test_lines_that_are_parsed_together_give_what_each_gives_alone(tmp_path):
+    lines = [{"id": number, "title": f"{number}, [{number}] \u2028 \\n"} for number in range(2 * LINES_AT_ONCE + 1)]
+    assert list(read_records(write_lines(tmp_path / "items.jsonl", lines))) == lines
+
+
+@pytest.mark.parametrize("line", ["", "[]", '"id"', '{"title": "id"}', '{"id": 1}, {"id": 2}', '{"id": 1', "null"])
+def test_a_wrong_line_is_named_wherever_it_stands(tmp_path, line):
+    good = [f'{{"id": {number}}}' for number in range(LINES_AT_ONCE + 1)]
+    (tmp_path / "items.jsonl").write_text("\n".join([*good, line, *good]))
+    with pytest.raises(ValueError, match=rf"items\.jsonl, line {LINES_AT_ONCE + 2}: not a JSON object with an \"id\""):
+        list(read_records(tmp_path / "items.jsonl"))
 
 
 def test_a_model_object_serves_once_the_package_is_imported(complete, rec):
