@@ -292,6 +292,11 @@ class CLLM4RecModel(CLLM4RecPreTrainedModel):
         self.post_init()
         self.freeze()
 
+    @property
+    def word_weight(self) -> torch.Tensor:
+        """What the word head multiplies with, `(N, width)`."""
+        return self.backbone.get_input_embeddings().weight if self.word_head is None else self.word_head
+
     def tables(self, tower: Tower = "collaborative") -> tuple[nn.Embedding, nn.Embedding]:
         """User and item embeddings of a tower."""
         if tower not in ("collaborative", "content"):
@@ -454,7 +459,7 @@ class CLLM4RecForContentLM(CLLM4RecPreTrainedModel, GenerationMixin):
         hidden = outputs.last_hidden_state
         loss = logits = None
         if labels is not None:
-            loss = next_token_loss(hidden, self.lm_head.weight, None, labels, num_items_in_batch)
+            loss = next_token_loss(hidden, self.model.word_weight, None, labels, num_items_in_batch)
         if labels is None or not self.training:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, kept] if not isinstance(kept, slice) or logits_to_keep else hidden)
@@ -484,7 +489,7 @@ class CLLM4RecItemHeadModel(CLLM4RecPreTrainedModel):
 
     def item_logits(self, states: torch.Tensor) -> torch.Tensor:
         """Logits over the items `(..., num_items)` of states `(..., width)`."""
-        return F.linear(states, self.item_head.weight, self.model.item_bias)
+        return F.linear(states, self.model.item_embeddings.weight, self.model.item_bias)
 
 
 class CLLM4RecForCollaborativeLM(CLLM4RecItemHeadModel):
@@ -523,7 +528,8 @@ class CLLM4RecForCollaborativeLM(CLLM4RecItemHeadModel):
         if labels is not None:
             first_item = self.config.num_words + self.config.num_users
             targets = torch.where(labels == -100, labels, labels - first_item)
-            loss = next_token_loss(hidden, self.item_head.weight, self.model.item_bias, targets, num_items_in_batch)
+            item_weight = self.model.item_embeddings.weight
+            loss = next_token_loss(hidden, item_weight, self.model.item_bias, targets, num_items_in_batch)
         if labels is None or not self.training:
             logits = self.item_logits(hidden)
         return CausalLMOutputWithPast(

@@ -18,12 +18,12 @@ from training.data.corpora import expected_fingerprint, open_corpora
 from training.data.interactions import build_interactions
 from training.data.readers import read_tables
 from training.evaluation.scoring import Validation
-from training.files import write_text, written_whole
+from training.files import write_text
 from training.run import Run, logged, make_accelerator, prepare_corpora, stage_fingerprint
 from training.stages.collaborative import collaborative_objective
 from training.stages.content import content_objective
 from training.stages.initialisation import start_from_factors
-from training.stages.loop import train
+from training.stages.loop import save_weights, train
 from training.stages.model import check_backbone, learn_backbone, make_model
 from training.stages.towers import Towers
 from training.stages.warm_start import start_from_run
@@ -106,9 +106,8 @@ def pretrain(
             validate=Validation(model, corpora, recipe, accelerator),
             resume=resume,
         )
+        save_weights(accelerator, towers, run.checkpoints("pretrain") / "final")
         if accelerator.is_main_process:
-            with written_whole(run.checkpoints("pretrain") / "final") as target:
-                towers.save_model(target)
             run.note_stage("pretrain", progress, time.perf_counter() - started)
             logger.info("pretraining: %d epochs in %.0f s", progress.epoch, time.perf_counter() - started)
     return run

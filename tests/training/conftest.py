@@ -212,8 +212,8 @@ def record_outputs(patch):
     """Keep what each head gives whenever a model is saved; the best model of fine-tuning comes last."""
     gave, save = {}, Towers.save_model
 
-    def save_and_record(towers, folder):
-        save(towers, folder)
+    def save_and_record(towers, folder, state=None):
+        save(towers, folder, state)
         gave["input_ids"] = torch.tensor([[300 + 3, 7, 340 + 5, 340 + 23, 9], [20, 340 + 1, 11, 300 + 39, 12]])
         with torch.no_grad():
             gave["base"] = towers.base(gave["input_ids"]).last_hidden_state

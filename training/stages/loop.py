@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,7 @@ def train(
         enable()
     optimizer = torch.optim.AdamW(parameter_groups(towers, stage), betas=ADAM_BETAS)
     model, optimizer = accelerator.prepare(towers, optimizer)
+    towers.tie_heads()
     peaks = [group["lr"] for group in optimizer.param_groups]
     plan_length = sum(math.ceil(len(objective.lengths) / stage.batch_size) for objective in objectives)
     progress = Progress(fingerprint)
@@ -140,7 +141,8 @@ def train(
             record[f"{objective.name}_loss"] = float(torch.stack(losses).mean()) if losses else math.nan
         trained = time.perf_counter() - started
         model.eval()
-        record |= validate()
+        with whole_weights(towers, accelerator):
+            record |= validate()
         progress.epoch += 1
         record["lr"] = optimizer.param_groups[0]["lr"]
         record["documents_per_second"] = sum(len(objective.lengths) for objective in objectives) / max(trained, 1e-9)
@@ -245,9 +247,8 @@ def save_checkpoint(accelerator: Accelerator, towers: Towers, folder: Path, prog
 
     In this order a run that breaks in between resumes before the epoch and finds it best again.
     """
-    if better and accelerator.is_main_process:
-        with written_whole(folder / "best") as target:
-            towers.save_model(target)
+    if better:
+        save_weights(accelerator, towers, folder / "best")
     # Each process writes its own part of the state into the folder that the main one swaps in.
     with written_whole(folder / "last") if accelerator.is_main_process else contextlib.nullcontext() as target:
         shared = [str(target)]
@@ -259,6 +260,41 @@ def save_checkpoint(accelerator: Accelerator, towers: Towers, folder: Path, prog
     if accelerator.is_main_process:
         write_text(folder / "progress.json", json.dumps(asdict(progress), indent=2))
     accelerator.wait_for_everyone()
+
+
+def save_weights(accelerator: Accelerator, towers: Towers, folder: Path) -> None:
+    """Write the weights that the Auto classes read, whole or not at all; called by every process, since FSDP2 gathers them."""
+    state = accelerator.get_state_dict(towers) if accelerator.is_fsdp2 else None
+    if accelerator.is_main_process:
+        with written_whole(folder) as target:
+            towers.save_model(target, state)
+
+
+@contextlib.contextmanager
+def whole_weights(towers: Towers, accelerator: Accelerator) -> Iterator[None]:
+    """Under FSDP2, hold all weights on each device for the block's time; otherwise they are there anyway.
+
+    Validation calls the recommendation head past the wrapped module, as often as this process has users for: gathered anew at
+    each call, the weights would wait for a process that has none left.
+    """
+    if not accelerator.is_fsdp2:
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    reshard = accelerator.state.fsdp_plugin.reshard_after_forward
+    shards = [module for module in towers.modules() if isinstance(module, FSDPModule)]
+    for module in shards:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    towers.tie_heads()
+    try:
+        yield
+    finally:
+        for module in shards:
+            module.reshard()
+            module.set_reshard_after_forward(reshard and module is not towers, recurse=False)
+        towers.tie_heads()
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path, fingerprint: str) -> Progress:

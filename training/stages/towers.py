@@ -38,6 +38,11 @@ class Towers(nn.Module):
         self.distillation = distillation
 
     @property
+    def _no_split_modules(self) -> set[str]:
+        """The backbone's layers, which Accelerate shards one by one."""
+        return self.base._no_split_modules
+
+    @property
     def recommender(self) -> CLLM4RecForRecommendation:
         """The recommendation head."""
         return self.heads["recommendation"]
@@ -49,13 +54,37 @@ class Towers(nn.Module):
             head.train(mode)
         return self
 
-    def save_model(self, folder: Path) -> None:
-        """Write the weights as every Auto class reads them, LoRA merged into the backbone."""
-        model = self.recommender
-        if hasattr(self.base.backbone, "merge_and_unload"):
+    def tie_heads(self) -> None:
+        """Point the heads to the base's parameters again, where a wrapper has replaced these."""
+        for head in self.heads.values():
+            head.tie_weights()
+
+    def save_model(self, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+        """Write the weights as every Auto class reads them, LoRA merged into the backbone.
+
+        Args:
+            folder: Where to.
+            state: The whole weights by name, where this process holds but its shard of them.
+        """
+        model, adapted = self.recommender, hasattr(self.base.backbone, "merge_and_unload")
+        if state is not None:
+            model = self.rebuild(state)
+        elif adapted:
             model = copy.deepcopy(model)
+        if adapted:
             model.model.backbone = model.model.backbone.merge_and_unload()
         model.save_pretrained(folder)
+
+    def rebuild(self, state: dict[str, torch.Tensor]) -> CLLM4RecForRecommendation:
+        """The recommender around the weights of a whole state, which it takes over."""
+        with torch.device("meta"):
+            base = CLLM4RecModel(self.base.config)
+            if hasattr(self.base.backbone, "peft_config"):
+                from peft import get_peft_model
+
+                base.backbone = get_peft_model(base.backbone, self.base.backbone.peft_config["default"])
+        base.load_state_dict({name.removeprefix("base."): value for name, value in state.items()}, assign=True)
+        return share(CLLM4RecForRecommendation, base)
 
     def forward(
         self, objective: ObjectiveName, batch: Batch, ids: tuple[torch.Tensor, torch.Tensor] | None
@@ -107,7 +136,7 @@ class Towers(nn.Module):
         return total
 
 
-def share(head: type, base: CLLM4RecModel) -> nn.Module:
+def share(head: type, base: CLLM4RecModel) -> Any:
     """A head over a base model that another head holds already, with no parameter of its own."""
     with torch.device("meta"):
         made = head(base.config)
