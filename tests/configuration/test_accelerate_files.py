@@ -13,6 +13,8 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 
 from configuration.load import PROJECT, RECIPES
+from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation
+from training.stages.towers import Towers
 
 FOLDER = PROJECT / "configuration" / "accelerate"
 NAMES = ["cpu", "two_cpu_processes", "one_gpu", "multi_gpu", "multi_node", "fsdp2"]
@@ -97,21 +99,45 @@ def test_every_file_says_when_to_use_it_and_the_command(name):
     assert (RECIPES / f"{arguments.training_script_args[1]}.yaml").is_file()
 
 
-def test_the_fsdp_fields_reach_a_plugin_of_version_2(monkeypatch):
+@pytest.fixture
+def fsdp_plugin(monkeypatch):
+    """What Accelerate makes of the environment that its launcher sets from the file."""
     words = ["--config_file", str(FOLDER / "fsdp2.yaml"), "script.py"]
     arguments, config, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert set(config.fsdp_config) <= set(vars(launch_command_parser().parse_args(["script.py"])))
     for name, value in prepare_multi_gpu_env(arguments).items():
         monkeypatch.setenv(name, value)
+    return FullyShardedDataParallelPlugin()
 
-    plugin = FullyShardedDataParallelPlugin()
 
-    assert set(config.fsdp_config) <= set(vars(launch_command_parser().parse_args(["script.py"])))
-    assert plugin.fsdp_version == 2
-    assert plugin.reshard_after_forward is True
-    assert plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
-    assert plugin.state_dict_type.name == "SHARDED_STATE_DICT"
-    assert plugin.cpu_ram_efficient_loading is False
-    assert plugin.activation_checkpointing is False
+def test_the_fsdp_fields_reach_a_plugin_of_version_2(fsdp_plugin):
+    assert fsdp_plugin.fsdp_version == 2
+    assert fsdp_plugin.reshard_after_forward is True
+    assert fsdp_plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
+    assert fsdp_plugin.state_dict_type.name == "SHARDED_STATE_DICT"
+    assert fsdp_plugin.cpu_ram_efficient_loading is False
+    assert fsdp_plugin.activation_checkpointing is False
+    assert fsdp_plugin.cpu_offload.__class__.__name__ == "OffloadPolicy"  # of FSDP2: none
+
+
+@pytest.mark.parametrize(
+    ("fields", "layer"),
+    [
+        ({"model_type": "gpt2", "n_embd": 8, "n_head": 2, "n_layer": 1}, "GPT2Block"),
+        (
+            {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1},
+            "LlamaDecoderLayer",
+        ),
+    ],
+)
+def test_the_fsdp_policy_wraps_the_layers_of_the_backbone(fsdp_plugin, fields, layer):
+    backbone = {**fields, "vocab_size": 8, "bos_token_id": 0, "eos_token_id": 0}
+    towers = Towers(CLLM4RecForRecommendation(CLLM4RecConfig(backbone_config=backbone, num_users=2, num_items=2)), 0.1)
+
+    fsdp_plugin.set_auto_wrap_policy(towers)
+
+    wrapped = fsdp_plugin.auto_wrap_policy.keywords["transformer_layer_cls"]
+    assert {kind.__name__ for kind in wrapped} == {layer}
 
 
 @pytest.mark.slow

@@ -16,15 +16,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from accelerate import DistributedType
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.state import PartialState
-from accelerate.utils import FullyShardedDataParallelPlugin
-from accelerate.utils.launch import prepare_multi_gpu_env
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 import training.run
+from benchmarks.memory import fully_sharded
 from configuration.load import PROJECT
 from training.stages import loop
 
@@ -81,23 +77,6 @@ def describe(parameter):
     """Its class, its whole shape, and the shape of what this process holds."""
     local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
     return [type(parameter.data).__name__, list(parameter.shape), list(local.shape)]
-
-
-def fully_sharded(make_accelerator):
-    """`make_accelerator`, its result of the type FSDP with the fields of the launch file: what Accelerate does on GPUs alone."""
-
-    def sharded(*args, **kwargs):
-        words = ["--config_file", str(PROJECT / "configuration" / "accelerate" / "fsdp2.yaml"), "script.py"]
-        arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
-        fields = prepare_multi_gpu_env(arguments).items()
-        os.environ.update({name: value for name, value in fields if name.startswith("FSDP_")})
-        accelerator = make_accelerator(*args, **kwargs)
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-        accelerator.state.distributed_type = DistributedType.FSDP
-        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-        return accelerator
-
-    return sharded
 
 
 def main():

@@ -19,7 +19,7 @@ from metrics.recall_at_k.recall_at_k import recall_at_k
 from training.data.ragged import Ragged
 
 # Scores of all items are gone through in blocks of so many, which stay in the processor's cache for a batch of users.
-ITEMS_PER_BLOCK = 8192
+ITEMS_PER_BLOCK = 4096
 # Of a later block only the groups of so many items are looked at whose best one beats the user's k-th so far.
 ITEMS_PER_GROUP = 64
 

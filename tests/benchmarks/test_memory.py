@@ -1,0 +1,75 @@
+"""The formula of the memory benchmark: what README says is what is computed, and every launch file is in the table."""
+
+import re
+
+import pytest
+
+from benchmarks.memory import LAUNCHES, Case, Measured, table, training_bytes
+from configuration.load import PROJECT
+
+USERS, ITEMS, WIDTH, DEVICES = 300_000, 100_000, 256, 8
+ONE_TOWER, LARGER = 4 * WIDTH * (USERS + ITEMS), 4 * WIDTH * USERS
+
+
+DENSE = Measured(0)
+
+
+def total(of=DENSE, **fields):
+    return sum(training_bytes(Case(USERS, ITEMS, WIDTH, **fields), of).values())
+
+
+@pytest.mark.parametrize(
+    ("file", "size"),
+    [
+        ("one_gpu.yaml", 8 * ONE_TOWER + LARGER),
+        ("multi_gpu.yaml", 10 * ONE_TOWER + LARGER),
+        ("multi_node.yaml", 10 * ONE_TOWER + LARGER),
+        ("fsdp2.yaml", (4 + 6 / DEVICES) * ONE_TOWER),
+    ],
+)
+def test_each_row_of_the_table_says_what_is_computed(file, size):
+    row = next(line for line in table(USERS, ITEMS, WIDTH, DEVICES).splitlines() if f"`{file}`" in line.split("|")[1])
+    words = {8: "8·t + m", 10: "10·t + m"}.get(round((size - LARGER) / ONE_TOWER), "(4 + 6/N)·t")
+    assert words in row
+    assert float(re.search(r"([\d.]+) GB", row)[1]) == pytest.approx(size / 1e9, abs=0.06)
+
+
+def test_every_launch_file_is_in_the_table():
+    named = set(re.findall(r"`(\w+\.yaml)`", " ".join(row.files + row.use for row in LAUNCHES)))
+    assert named == {path.name for path in (PROJECT / "configuration" / "accelerate").iterdir()}
+
+
+def test_ddp_holds_the_gradients_twice():
+    assert total(processes=2) - total() == pytest.approx(2 * ONE_TOWER, rel=0.001)
+
+
+def test_fsdp_divides_all_but_what_is_gathered():
+    shares = [total(processes=count, sharded=True) for count in (2, 4)]
+    assert shares[0] - shares[1] == pytest.approx((6 / 2 - 6 / 4) * ONE_TOWER, rel=0.01)
+
+
+def test_a_backbone_that_learns_has_a_gradient_and_two_moments():
+    of = Measured(0, backbone=1000)
+    assert total(of) - total() == 1000
+    assert total(of, backbone_learns=True) - total() == 4000
+    assert total(of, backbone_learns=True, processes=2) - total(processes=2) == 5000
+    sharded = {"processes": 4, "sharded": True}
+    assert (
+        total(of, backbone_learns=True, **sharded) - total(**sharded) == 1000 + 4 * 1000 / 2
+    )  # two layers at a time, twice
+
+
+def test_one_tower_takes_little_more_than_half():
+    assert total(content_tower=False) == pytest.approx(4 * ONE_TOWER + ONE_TOWER + LARGER, rel=0.01)
+
+
+def test_a_table_of_sparse_gradients_takes_its_rows_the_moments_of_touched_ones_and_a_place_for_each():
+    names = Case(USERS, ITEMS, WIDTH).rows
+    sparse = total(Measured(0, touched=dict.fromkeys(names, 1000)))
+    moments_and_places = 4 * 1000 * 2 * 4 * WIDTH + 2 * 4 * (USERS + ITEMS)
+    bias = 4 * ITEMS * (1 + 2 + 1)
+    assert sparse == 2 * ONE_TOWER + moments_and_places + bias
+
+
+def test_a_fused_optimiser_has_no_temporaries():
+    assert total() - total(Measured(0, fused=True)) == ONE_TOWER
