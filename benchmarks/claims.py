@@ -9,8 +9,8 @@ import os
 import statistics
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -87,19 +87,9 @@ class Worker(AbstractContextManager["Worker"]):
     def __init__(self, setup: Callable[..., Callable[[], float]], *args: Any, threads: int = 1) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        # Read by the libraries when the process imports them.
-        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
-        before = {name: os.environ.get(name) for name in names}
-        os.environ.update(dict.fromkeys(names, str(threads)), OMP_WAIT_POLICY="PASSIVE")
-        try:
+        with environment(threads_of(threads)):
             self.process = context.Process(target=_work, args=(theirs, setup, args), daemon=True)
             self.process.start()
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
         theirs.close()
         self._answer()
         self.repeat()  # caches fill, memory is allocated
@@ -114,12 +104,6 @@ class Worker(AbstractContextManager["Worker"]):
     def peak_memory(self) -> int:
         """Most resident memory of the process so far, in bytes, the libraries included."""
         self.connection.send("memory")
-        return int(self._answer())
-
-    @property
-    def extra_memory(self) -> int:
-        """What the peak is above the memory that the process had when its libraries were loaded, in bytes."""
-        self.connection.send("extra")
         return int(self._answer())
 
     def __exit__(self, *_: object) -> None:
@@ -138,20 +122,38 @@ class Worker(AbstractContextManager["Worker"]):
         return value
 
 
+@contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Variables that processes started in the block find; afterwards they are what they were."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def threads_of(count: int) -> dict[str, str]:
+    """Variables by which numerical libraries take so many threads; they read them when they are imported."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+    return dict.fromkeys(names, str(count)) | {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
 def _work(connection: Connection, setup: Callable[..., Callable[[], float]], args: tuple[Any, ...]) -> None:
     try:
         import torch
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        loaded = resident_memory("VmRSS")
         repeat = setup(*args)
         connection.send(("ready", None))
         while True:
             wanted = connection.recv()
             if wanted == "memory":
                 connection.send(("memory", resident_memory("VmHWM")))
-            elif wanted == "extra":
-                connection.send(("extra", resident_memory("VmHWM") - loaded))
             else:
                 started = time.perf_counter()
                 work = repeat()

@@ -29,7 +29,7 @@ from accelerate.state import PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 
-from benchmarks.claims import MB, Claim, paired, resident_memory, write_claims
+from benchmarks.claims import MB, Claim, environment, paired, resident_memory, write_claims
 from configuration.load import PROJECT
 from configuration.recipe import Method, Recipe, Stage
 from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation
@@ -168,15 +168,10 @@ def measure(case: Case) -> Measured:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     answers = context.SimpleQueue()
-    before = {name: os.environ.get(name) for name in RETURN_FREED_BLOCKS}
-    os.environ.update(RETURN_FREED_BLOCKS)
-    try:
+    with environment(RETURN_FREED_BLOCKS):
         workers = [context.Process(target=_train, args=(case, rank, port, answers)) for rank in range(case.processes)]
         for worker in workers:
             worker.start()
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
     for worker in workers:
         worker.join()
         if worker.exitcode:

@@ -8,8 +8,8 @@ per-user loops build strings, which are tokenised again for each batch; every se
 and batches come in random order; logits over all words (content) or all items (collaborative) at every position of the main
 text, of which a mask picks those that count; dense rows of all items per user for the multinomial likelihood at the prompt's
 last token; dense Adam over whole ID tables; float32 throughout, 20 documents a step. Prediction takes 256 prompts at a time,
-masks what was seen by dense rows, and sorts the whole catalogue in NumPy, one user after the other. Cheaper than there are
-the words, which go through a fast tokenizer and once, and the schedule, which is shorter.
+masks what was seen by dense rows, and sorts the whole catalogue in NumPy, one user after the other. Cheaper than in the
+original are the words, which go through a fast tokenizer and once, and the schedule, which is shorter.
 """
 
 import argparse

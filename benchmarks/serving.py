@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.claims import Claim, Worker, alternate, paired, resident_memory
+from benchmarks.claims import Claim, Worker, alternate, environment, paired, resident_memory, threads_of
 from benchmarks.push_and_load import enlarge, read_whole
 from benchmarks.sets import make_backbone
 from benchmarks.trained_sample import train_sample
@@ -142,15 +142,8 @@ def request_claims(model: Path, of_set: str, repeats: int, count: int) -> Iterat
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function returns in a fresh process of one thread."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            return process.submit(function, *arguments).result()
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    with environment(threads_of(1)), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
 
 
 def make_tokenizer(folder: Path, id_words: int) -> Path:

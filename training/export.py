@@ -21,8 +21,10 @@ from configuration.errors import InputError
 from configuration.load import load_recipe
 from modeling_cllm4rec.pipeline_cllm4rec import read_records
 from training.command_line import run_plainly
+from training.data.batches import layout_of
 from training.data.corpora import open_corpora
-from training.evaluation.vectors import everyones_histories, item_vectors, user_vectors, write_vectors
+from training.evaluation.scoring import ModelScores
+from training.evaluation.vectors import item_vectors, user_vectors, write_vectors
 from training.files import written_whole
 from training.run import make_accelerator
 
@@ -63,10 +65,11 @@ def export(folder: Path, out: Path | None = None, *, overwrite: bool = False, pr
             f"{folder / 'model'} was not trained on {corpora.folder}; run training/finetune.py --overwrite"
         )
     width = model.get_output_embeddings().weight.shape[1] + 1
-    histories = everyones_histories(corpora)
     with written_whole(out) as target:
         model = model.to(make_accelerator(recipe, None, folder).device)
-        users = user_vectors(model, histories, recipe.evaluation.batch_size, progress=progress)
+        histories = corpora.histories("recommendation")
+        scores = ModelScores(model, *histories, layout_of(corpora), model.config.max_history)
+        users = user_vectors(scores, recipe.evaluation.batch_size, progress=progress)
         for name, blocks in (("items", item_vectors(model)), ("users", users)):
             write_vectors(target / name, ids[name], blocks, width)
         weights = {}

@@ -3,7 +3,6 @@
 `accelerate launch` refuses FSDP on the CPU, so the processes start as for DDP and take the type FSDP in `watched.py`.
 """
 
-import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from torch.distributed import checkpoint
+from what_was_seen import epochs, losses, seen
 
 from modeling_cllm4rec import CLLM4RecForContentLM, CLLM4RecForRecommendation
 
@@ -63,19 +63,6 @@ def runs(write_recipe, watch):
     for stage in ("pretrain", "finetune"):
         watch(sharded, stage, sharded=True)
     return whole, sharded
-
-
-def seen(folder, stage, rank=0):
-    return json.loads((folder / f"{stage}-{rank}.json").read_text())
-
-
-def losses(folder, stage):
-    return [loss for _, loss, _ in seen(folder, stage)["steps"]]
-
-
-def epochs(folder, stage):
-    records = json.loads((folder / "runs/shop/checkpoints" / stage / "progress.json").read_text())["epochs"]
-    return [{key: value for key, value in record.items() if "second" not in key} for record in records]
 
 
 def weights(folder, *path):

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from safetensors.torch import load_file
+from what_was_seen import epochs, losses, seen
 
 pytestmark = pytest.mark.slow
 
@@ -53,19 +54,6 @@ def resumed(runs, tmp_path_factory, watch):
         words = ["--resume", f"output_dir={folders[-1] / 'runs'}"]
         assert "resumed after epoch 1" in watch(processes, folders[-1], "pretrain", *words)
     return folders
-
-
-def seen(folder, stage, rank=0):
-    return json.loads((folder / f"{stage}-{rank}.json").read_text())
-
-
-def losses(folder, stage):
-    return [loss for _, loss, _ in seen(folder, stage)["steps"]]
-
-
-def epochs(folder, stage):
-    records = json.loads((folder / "runs/shop/checkpoints" / stage / "progress.json").read_text())["epochs"]
-    return [{key: value for key, value in record.items() if "second" not in key} for record in records]
 
 
 def test_the_launch_file_starts_two_processes():

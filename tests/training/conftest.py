@@ -11,13 +11,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from configuration.recipe import Backbone, Data, Evaluation, Method, Recipe, SideTable, Stage
 from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation
 from modeling_cllm4rec.tokenization_cllm4rec import train_byte_level_bpe
 from training.data.batches import Layout
-from training.data.corpora import build_corpora
+from training.data.corpora import build_corpora, open_corpora
 from training.data.interactions import build_interactions
 from training.data.readers import read_tables
 from training.finetune import finetune
@@ -241,3 +241,15 @@ def backbone_folder(tmp_path, store_frame):
     )
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "backbone")
     return tmp_path / "backbone"
+
+
+@pytest.fixture(scope="module")
+def store(store_run):
+    """The corpora of the store's run; to be read only."""
+    return open_corpora(store_run.run.corpora)
+
+
+@pytest.fixture(scope="module")
+def model(store_run):
+    """The model of the store's run."""
+    return AutoModelForSequenceClassification.from_pretrained(store_run.folder / "model", trust_remote_code=True)

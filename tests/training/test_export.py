@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
 
 from configuration.errors import InputError
 from training import export as script
-from training.data.corpora import open_corpora
+from training.data.batches import layout_of
 from training.data.ragged import Ragged
 from training.evaluation import vectors
+from training.evaluation.scoring import ModelScores
 from training.export import export
 from training.run import Run
 
@@ -28,14 +29,10 @@ def exported(store_run, tmp_path_factory):
     return export(store_run.folder, tmp_path_factory.mktemp("exported") / "vectors", progress=False)
 
 
-@pytest.fixture(scope="module")
-def store(store_run):
-    return open_corpora(store_run.run.corpora)
-
-
-@pytest.fixture(scope="module")
-def model(store_run):
-    return AutoModelForSequenceClassification.from_pretrained(store_run.folder / "model", trust_remote_code=True)
+@pytest.fixture
+def scores(model, store):
+    """The model's scores for the users of the store."""
+    return ModelScores(model, *store.histories("recommendation"), layout_of(store), model.config.max_history)
 
 
 @pytest.fixture
@@ -91,39 +88,43 @@ def test_the_summary_counts_and_names_the_weights(exported, store_run):
     ]  # fmt: skip
 
 
-def test_blocks_and_batches_change_nothing(model, store, monkeypatch):
-    histories = vectors.everyones_histories(store)
+def test_blocks_and_batches_change_nothing(model, scores, monkeypatch):
     whole_items = np.concatenate(list(vectors.item_vectors(model)))
-    (whole_users,) = vectors.user_vectors(model, histories, 40, progress=False)
+    (whole_users,) = vectors.user_vectors(scores, 40, progress=False)
     monkeypatch.setattr(vectors, "USERS_AT_ONCE", 9)
     monkeypatch.setattr(vectors, "ROWS_AT_ONCE", 7)
     np.testing.assert_array_equal(np.concatenate(list(vectors.item_vectors(model))), whole_items)
-    blocks = list(vectors.user_vectors(model, histories, 4, progress=False))
+    blocks = list(vectors.user_vectors(scores, 4, progress=False))
     assert [len(block) for block in blocks] == [9, 9, 9, 9, 4]
     np.testing.assert_allclose(np.concatenate(blocks), whole_users, rtol=0, atol=1e-5)
 
 
-def test_a_batch_holds_prompts_of_like_length_and_rows_stay_in_the_users_order(model, monkeypatch):
+def test_a_batch_holds_prompts_of_like_length_and_rows_stay_in_the_users_order(model, store, monkeypatch):
     seen = []
 
-    def states(_, histories, users):
+    def states(_, users):
         seen.append(users.tolist())
         return torch.from_numpy(users).float().unsqueeze(-1).expand(-1, 8)
 
-    monkeypatch.setattr(vectors, "user_states", states)
-    histories = Ragged.from_lists([[1, 2, 3], [], [4, 5, 6], [7]])
-    (block,) = vectors.user_vectors(model, histories, 2, progress=False)
+    monkeypatch.setattr(ModelScores, "states", states)
+    users, histories = np.array([0, 2, 3], np.int32), Ragged.from_lists([[1, 2, 3], [4, 5, 6], [7]])
+    layout = replace(layout_of(store), num_users=4)  # the second has no training items
+    (block,) = vectors.user_vectors(ModelScores(model, users, histories, layout, 9), 2, progress=False)
     assert seen == [[1, 3], [0, 2]]
     assert block[:, 0].tolist() == [0, 1, 2, 3]
     assert block[:, -1].tolist() == [1, 1, 1, 1]
 
 
-def test_a_user_without_training_items_has_a_row(store, monkeypatch):
-    users = np.array([1, 3], np.int32), Ragged.from_lists([[5, 6], [7]])
-    monkeypatch.setattr(type(store), "histories", lambda *_: users)
-    rows = vectors.everyones_histories(store)
-    assert [row.tolist() for row in rows][:5] == [[], [5, 6], [], [7], []]
-    assert len(rows) == 40
+def test_a_user_without_training_items_has_the_vector_of_a_prompt_without_items(model, store):
+    users, histories = np.array([1, 3], np.int32), Ragged.from_lists([[5, 6], [7]])
+    scores = ModelScores(model, users, histories, layout_of(store), model.config.max_history)
+    (block,) = vectors.user_vectors(scores, 16, progress=False)
+    assert len(block) == 40
+    prompts = model.prepare_prompts([[], [5, 6], [], [7]], [0, 1, 2, 3])
+    with torch.no_grad():
+        logits = model(**prompts).logits.numpy()
+    items = np.concatenate(list(vectors.item_vectors(model)))
+    np.testing.assert_allclose(block[:4] @ items.T, logits, rtol=0, atol=1e-5)
 
 
 def test_a_model_without_item_bias_has_a_zero_there(make_towers):

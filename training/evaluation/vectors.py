@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
-from training.data.corpora import Corpora
-from training.data.ragged import Ragged
+from training.evaluation.scoring import ModelScores
 
 # Users whose vectors are held at a time; within them, prompts of like length share a batch.
 USERS_AT_ONCE = 8192
@@ -37,44 +36,25 @@ def item_vectors(model: Any) -> Iterator[np.ndarray]:
         yield torch.cat([rows, biases.unsqueeze(-1)], dim=-1).float().cpu().numpy()
 
 
-def user_vectors(model: Any, histories: Ragged, batch_size: int, *, progress: bool = True) -> Iterator[np.ndarray]:
+def user_vectors(scores: ModelScores, batch_size: int, *, progress: bool = True) -> Iterator[np.ndarray]:
     """The state that the head reads at the end of each user's prompt and, behind it, 1 for the item's bias, in blocks.
 
     Args:
-        model: The recommendation head.
-        histories: Item indices of each user, in the order of their tokens; no items is a history, too.
+        scores: The recommendation head with everyone's histories; no items is a history, too.
         batch_size: Prompts in a forward pass.
         progress: Whether to show a progress bar.
 
     Yields:
         float32 `(rows, width + 1)`, in the order of the users.
     """
-    model.eval()
-    width = model.get_output_embeddings().weight.shape[1]
-    starts = range(0, len(histories), USERS_AT_ONCE)
+    num_users, width = len(scores.histories), scores.model.get_output_embeddings().weight.shape[1]
+    starts = range(0, num_users, USERS_AT_ONCE)
     for start in tqdm(starts, desc="users", unit="block", disable=not progress, leave=False):
-        block = np.arange(start, min(start + USERS_AT_ONCE, len(histories)))
-        block = block[np.argsort(histories.lengths[block], kind="stable")]
+        block = scores.by_length(np.arange(start, min(start + USERS_AT_ONCE, num_users)))
         vectors = np.ones((len(block), width + 1), np.float32)
         for users in np.split(block, range(batch_size, len(block), batch_size)):
-            vectors[users - start, :-1] = user_states(model, histories.take(users), users).float().cpu().numpy()
+            vectors[users - start, :-1] = scores.states(users).float().cpu().numpy()
         yield vectors
-
-
-@torch.no_grad()
-def user_states(model: Any, histories: Ragged, users: np.ndarray) -> torch.Tensor:
-    """What the head is applied to, `(users, width)`, given the users' indices and their histories."""
-    prompts = model.prepare_prompts(list(histories), users.tolist())
-    hidden = model.model(**prompts, use_cache=False).last_hidden_state
-    return model.read_out(hidden, **prompts)
-
-
-def everyones_histories(corpora: Corpora) -> Ragged:
-    """The training items of each user with a token, also of those who have none."""
-    users, histories = corpora.histories("recommendation")
-    lengths = np.zeros(corpora.num_users, np.int64)
-    lengths[users] = histories.lengths
-    return Ragged(histories.values, np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def write_vectors(stem: Path, ids: pa.Array, blocks: Iterator[np.ndarray], width: int) -> None:
