@@ -4,17 +4,20 @@ python benchmarks/memory.py                                # four sizes
 python benchmarks/memory.py --table --items 10000000       # README's table, for this size
 
 The training loop itself runs (`training.stages.loop.train`, an epoch of pretraining), on users, items and words that are made up,
-over a backbone so small that the ID tables are what counts. FSDP2 runs on the CPU as in `tests/slow/test_fully_shard.py`.
+over a backbone so small that the ID tables are what counts. Libraries take 24 MB when they are first used: a training of a few rows
+goes before the one that is measured. FSDP2 runs on the CPU as in `tests/slow/test_fully_shard.py`.
 """
 
 import argparse
+import contextlib
+import gc
 import logging
 import multiprocessing
 import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,9 +48,11 @@ from training.stages.towers import Towers
 FLOAT = 4  # bytes
 ACTIVATIONS = 68  # bytes per token, layer and unit of width: 17 tensors are kept for the backward pass
 WORDS, PROMPT, TOKENS, DOCUMENTS, STEPS = 512, 3, 6, 4, 2
+FEW = 100  # rows
 WITHIN = 0.15
 # Users, items, width, layers of the backbone: frozen where there are two, which is next to nothing.
 SIZES = [(100_000, 50_000, 64, 2), (50_000, 150_000, 64, 2), (60_000, 60_000, 128, 2), (10_000, 10_000, 256, 24)]
+MILLION, ROWS_AT_MOST = 1_000_000, 1.3
 # glibc keeps freed blocks under its threshold, which grows up to 32 MB: a peak would be what it kept.
 RETURN_FREED_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
@@ -114,9 +119,10 @@ class Measured:
 def training_bytes(case: Case, of: Measured, labels: int = 0, tokens: int = 0) -> dict[str, float]:
     """The parts of what a process holds at its peak, in bytes.
 
-    A table of R rows takes `4·d·R`; its two moments twice as much, or `8·d` per row that was touched and 4 per row to find it. The
-    gradients of the tower that learns are dense or none. One more is in the making (an embedding's backward writes a whole table before it
-    is added), or AdamW's temporaries are, which are more unless it is fused. DDP keeps a copy of all dense gradients to send; FSDP2
+    A table of R rows takes `4·d·R`; its two moments twice as much, or, where it is only looked up and its gradients are sparse, `8·d`
+    per row that was touched and 4 per row to find it. Gradients are of the tower that learns; sparse ones are activations in size. One
+    more dense one is in the making (an embedding's backward writes a whole table before it is added), or AdamW's temporaries are, which
+    are more unless it is fused. DDP keeps a copy of all dense gradients to send; FSDP2
     divides weights, gradients and moments by N, but gathers all tables for a step, and in doing so has them twice.
 
     Args:
@@ -194,25 +200,27 @@ def _train(case: Case, rank: int, port: str, answers: "SimpleQueue[Measured]") -
         make = fully_sharded(make_accelerator) if case.sharded else make_accelerator
         accelerator = make(recipe, stage, Path(folder))
         accelerator.reduce(torch.zeros(1))
-        loaded = resident_memory("VmRSS")
-        towers = Towers(make_model(case), lambda_v=Method().lambda_v)
-        backbone = sum(p.numel() * p.element_size() for p in towers.base.backbone.parameters())
 
         def validate() -> dict[str, float]:
             raise _PeakReached
 
-        try:
-            loop.train(
-                towers,
-                objectives(case),
-                stage,
-                accelerator,
-                seed=0,
-                folder=Path(folder),
-                fingerprint="",
-                validate=validate,
-            )
-        except _PeakReached:
+        for size in (replace(case, users=FEW, items=FEW, layers=2), case):
+            accelerator.free_memory()
+            gc.collect()
+            loaded = resident_memory("VmRSS")
+            towers = Towers(make_model(size), lambda_v=Method().lambda_v)
+            backbone = sum(p.numel() * p.element_size() for p in towers.base.backbone.parameters())
+            with contextlib.suppress(_PeakReached):
+                loop.train(
+                    towers,
+                    objectives(size),
+                    stage,
+                    accelerator,
+                    seed=0,
+                    folder=Path(folder),
+                    fingerprint="",
+                    validate=validate,
+                )
             peak = resident_memory("VmHWM") - loaded
         answers.put(Measured(peak, backbone, touched_rows(case, towers), is_fused(accelerator)))
         accelerator.end_training()
@@ -286,7 +294,7 @@ def fully_sharded(make: Callable[..., Accelerator]) -> Callable[..., Accelerator
 
 
 def claims(short: bool) -> Iterator[Claim]:
-    """Measured ÷ formula for one process, for DDP and for FSDP2; the short form takes the first size alone."""
+    """Measured ÷ formula for one process, for DDP and for FSDP2 (the short form takes the first size alone); ÷ a table of rows."""
     for users, items, width, layers in SIZES[:1] if short else SIZES:
         for processes, sharded in ((1, False), (2, False), (2, True)):
             case = Case(users, items, width, processes, sharded, layers=layers, backbone_learns=layers > 2)
@@ -301,6 +309,15 @@ def claims(short: bool) -> Iterator[Claim]:
                 at_most=1 + WITHIN,
                 command="python benchmarks/memory.py",
             )
+    case = Case(MILLION, FEW, 64, content_tower=False)
+    yield paired(
+        "memory per million ID rows ÷ the rows' own",
+        case.label,
+        [[measure(case).peak / MB, FLOAT * case.width * MILLION / MB]],
+        unit="MB",
+        at_most=ROWS_AT_MOST,
+        command="python benchmarks/memory.py",
+    )
 
 
 @dataclass(frozen=True)
@@ -310,9 +327,10 @@ class Launch:
     Attributes:
         files: Launch files.
         use: When to take them.
-        formula: What the ID tables take on each device, in the bytes t and m of the table's legend, and N devices.
+        formula: What the ID tables take on each device, in the bytes t, m, i and s of the table's legend, and N devices.
         processes: N of the example; 0: as many as the table is asked for.
         sharded: Whether by FSDP2.
+        rows_alone: Whether tables that are only looked up have sparse gradients.
     """
 
     files: str
@@ -320,12 +338,19 @@ class Launch:
     formula: str
     processes: int = 1
     sharded: bool = False
+    rows_alone: bool = False
+
+    def example(self, users: int, items: int, width: int, devices: int) -> tuple[Case, Measured]:
+        """A size launched so, every row touched."""
+        case = Case(users, items, width, self.processes or devices, self.sharded)
+        looked_up = {name: rows for name, rows in case.rows.items() if self.rows_alone and name != "item_embeddings"}
+        return case, Measured(0, touched=looked_up, fused=True)
 
 
 LAUNCHES = (
-    Launch("`cpu.yaml`, `one_gpu.yaml`", "one process, on the CPU or on one GPU", "8·t + m"),
-    Launch("`multi_gpu.yaml`", "several GPUs of one machine; try it out with `two_cpu_processes.yaml`", "10·t + m", 0),
-    Launch("`multi_node.yaml`", "several machines with several GPUs each", "10·t + m", 0),
+    Launch("`cpu.yaml`, `one_gpu.yaml`", "one process, on the CPU or on one GPU", "2·t + 4·i + 2·s", rows_alone=True),
+    Launch("`multi_gpu.yaml`", "several GPUs of one machine; try it out with `two_cpu_processes.yaml`", "9·t + m", 0),
+    Launch("`multi_node.yaml`", "several machines with several GPUs each", "9·t + m", 0),
     Launch("`fsdp2.yaml`", "a backbone whose training one GPU cannot hold", "(4 + 6/N)·t", 0, sharded=True),
 )
 
@@ -337,11 +362,12 @@ def table(users: int = 1_000_000, items: int = 1_000_000, width: int = 256, devi
         "| --- | --- | --- | --- |",
     ]
     for row in LAUNCHES:
-        case = Case(users, items, width, row.processes or devices, row.sharded)
-        size = sum(training_bytes(case, Measured(0)).values())
+        size = sum(training_bytes(*row.example(users, items, width, devices)).values())
         lines.append(f"| {row.files} | {row.use} | {row.formula} | {size / 1e9:.1f} GB |")
     legend = (
-        "t = 4·d·(U + I) bytes, the tables of one tower (there are two), m = 4·d·max(U, I). A backbone of P weights adds 4·P where it is "
+        "t = 4·d·(U + I) bytes, the tables of one tower (there are two), m = 4·d·max(U, I), i = 4·d·I. In one process the tables but the "
+        "one of the item head are only looked up: their gradients are of rows alone, their moments of the rows touched so far, s bytes "
+        "of weights (2·t - i in the end, as counted here). NCCL reduces whole gradients. A backbone of P weights adds 4·P where it is "
         "frozen; where it learns, 16·P, under DDP 20·P; under FSDP2 a share of N and four layers. Float32; activations come on top."
     )
     return "\n".join([*lines, "", legend])

@@ -134,6 +134,14 @@ class Method:
         "share of the training prompts without the user token, so that people without one are served", 0.5
     )
     item_bias: bool = knob("a learned bias per item in both item heads (not in the paper)", True)
+    softmax: Literal["exact", "sampled"] = knob(
+        "exact: over all items; sampled: over own targets and `num_negatives` items of the step, for catalogues so large that all "
+        "items take too long or too much memory; while training alone",
+        "exact",
+    )
+    num_negatives: int = knob(
+        "with softmax sampled: about so many items, half of them the most popular, half drawn", 2048
+    )
     initialisation: Literal["random", "ials"] = knob(
         "what the ID embeddings start from: random (paper) or factors of iALS", "random"
     )

@@ -14,17 +14,22 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
+from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
 from transformers.utils import cached_file, can_return_tuple
 from transformers.utils.hub import extract_commit_hash
 
 from .configuration_cllm4rec import CLLM4RecConfig
+from .packing_cllm4rec import PACKED_SDPA, Packing
 
 Tower = Literal["collaborative", "content"]
 
 # A logit that no softmax notices, yet finite in every dtype, so that masked rows give no NaN.
 MASKED_LOGIT = -1e4
+
+# Logits that a softmax over words or items holds at a time, in the chunked kernel: 16 MB in float32.
+LOGITS_AT_A_TIME = 2**22
 
 NO_USERS = "this model was published without user embeddings; leave the user out and give a history"
 
@@ -277,6 +282,7 @@ class CLLM4RecModel(CLLM4RecPreTrainedModel):
     def __init__(self, config: CLLM4RecConfig) -> None:
         super().__init__(config)
         self.backbone = AutoModel.from_config(config.backbone_config)
+        fuse_activations(self.backbone)
         words = self.backbone.get_input_embeddings()
         width = words.embedding_dim
         TokenEmbeddings.extend(words, owner=self)
@@ -360,6 +366,7 @@ class CLLM4RecModel(CLLM4RecPreTrainedModel):
         use_cache: bool | None = None,
         tower: Tower = "collaborative",
         past_key_values: Cache | None = None,
+        document_lengths: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states of a sequence of words, users and items.
@@ -373,12 +380,16 @@ class CLLM4RecModel(CLLM4RecPreTrainedModel):
             use_cache: Whether to return the cache.
             tower: Whose user and item embeddings are read.
             past_key_values: `cache` as transformers before 5.24 calls it.
+            document_lengths: Tokens of each document where the batch is one packed row, `(1, total)`, of documents that do not
+                see each other; the attention mask is not read then, and nothing is cached.
             kwargs: Passed to the backbone (`output_hidden_states`, `output_attentions`, attention back-end arguments …).
         """
         if input_ids is not None and inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, tower)
         elif input_ids is not None or inputs_embeds is None:
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if document_lengths is not None:
+            return self.forward_packed(inputs_embeds, document_lengths, **kwargs)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             # Counted over real tokens, so that padding on the left changes nothing.
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
@@ -390,6 +401,32 @@ class CLLM4RecModel(CLLM4RecPreTrainedModel):
             **{CACHE: past_key_values if cache is None else cache},
             **kwargs,
         )
+
+    def forward_packed(
+        self, inputs_embeds: torch.Tensor, document_lengths: Sequence[int], **kwargs: Any
+    ) -> BaseModelOutputWithPast:
+        """Hidden states of packed documents, `(1, total, width)`.
+
+        Args:
+            inputs_embeds: `(1, total, width)`.
+            document_lengths: Tokens of each document.
+            kwargs: Passed to the backbone.
+        """
+        packing = Packing.of(document_lengths, inputs_embeds.shape, inputs_embeds.device)
+        config = self.backbone.config
+        if config._attn_implementation == "sdpa" and self.backbone._supports_attention_backend:
+            config._attn_implementation = PACKED_SDPA  # which is sdpa for whatever is not packed
+        attention = config._attn_implementation
+        kwargs["use_cache"] = False
+        if attention == PACKED_SDPA or attention.startswith("flash"):
+            return self.backbone(inputs_embeds=inputs_embeds, **packing.backbone_arguments(attention), **kwargs)
+        # Every other implementation takes a padded rectangle, from which the tokens are picked again.
+        longest = max(packing.lengths)
+        places = packing.rectangle(torch.arange(len(packing.lengths), device=packing.device), longest)
+        real = torch.arange(longest, device=packing.device) < packing.counts.unsqueeze(1)
+        outputs = self.backbone(inputs_embeds=inputs_embeds[0][places], attention_mask=real.long(), **kwargs)
+        outputs.last_hidden_state = outputs.last_hidden_state[real].unsqueeze(0)
+        return outputs
 
 
 class CLLM4RecForContentLM(CLLM4RecPreTrainedModel, GenerationMixin):
@@ -428,6 +465,7 @@ class CLLM4RecForContentLM(CLLM4RecPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         past_key_values: Cache | None = None,
+        document_lengths: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits over the words `(batch, length, N)` and, given labels, the loss (paper eq. 5).
@@ -444,6 +482,7 @@ class CLLM4RecForContentLM(CLLM4RecPreTrainedModel, GenerationMixin):
             logits_to_keep: Compute the last so many logits only (0: all). In training, given labels, none are returned.
             num_items_in_batch: Divide the summed loss by this instead of the number of labels.
             past_key_values: `cache` as transformers before 5.24 calls it.
+            document_lengths: Tokens of each document of a packed row, `(1, total)`.
             kwargs: Passed to the backbone.
         """
         outputs = self.model(
@@ -454,11 +493,13 @@ class CLLM4RecForContentLM(CLLM4RecPreTrainedModel, GenerationMixin):
             inputs_embeds,
             use_cache,
             tower="content",
+            document_lengths=document_lengths,
             **kwargs,
         )
         hidden = outputs.last_hidden_state
         loss = logits = None
         if labels is not None:
+            labels = within_documents(labels, document_lengths)
             loss = next_token_loss(hidden, self.model.word_weight, None, labels, num_items_in_batch)
         if labels is None or not self.training:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -507,6 +548,7 @@ class CLLM4RecForCollaborativeLM(CLLM4RecItemHeadModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        document_lengths: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits over the items `(batch, length, num_items)` and, given labels, the loss (paper eq. 4).
@@ -519,14 +561,23 @@ class CLLM4RecForCollaborativeLM(CLLM4RecItemHeadModel):
             labels: `(batch, length)`, ids of the items of the main text (`N + num_users + j`, as in `input_ids`), -100 elsewhere;
                 each is predicted from the tokens before it. In training, given labels, no logits are returned.
             num_items_in_batch: Divide the summed loss by this instead of the number of labels.
+            document_lengths: Tokens of each document of a packed row, `(1, total)`.
             kwargs: Passed to the backbone.
         """
         kwargs.setdefault("use_cache", False)
-        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, **kwargs)
+        outputs = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            inputs_embeds=inputs_embeds,
+            document_lengths=document_lengths,
+            **kwargs,
+        )
         hidden = outputs.last_hidden_state
         loss = logits = None
         if labels is not None:
             first_item = self.config.num_words + self.config.num_users
+            labels = within_documents(labels, document_lengths)
             targets = torch.where(labels == -100, labels, labels - first_item)
             item_weight = self.model.item_embeddings.weight
             loss = next_token_loss(hidden, item_weight, self.model.item_bias, targets, num_items_in_batch)
@@ -559,6 +610,7 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
         labels: torch.Tensor | None = None,
         target_weights: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        document_lengths: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> RecommendationOutput:
         """Logits over the items `(batch, num_items)` and, given labels, the multinomial loss (paper eq. 9 and 10).
@@ -570,24 +622,41 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
             labels: `(batch, targets)` or `(batch,)`, item indices in `[0, num_items)`, padded with -100.
             target_weights: Like `labels`, the weight of each target; 1 by default.
             num_items_in_batch: Divide the summed loss by this instead of the targets' total weight.
+            document_lengths: Tokens of each prompt where they are one packed row, `(1, total)`; `batch` is their number then.
             kwargs: Passed to the backbone.
         """
         kwargs.setdefault("use_cache", False)
-        outputs = self.model(input_ids, attention_mask, position_ids, **kwargs)
-        pooled = self.read_out(outputs.last_hidden_state, input_ids, attention_mask)
+        outputs = self.model(input_ids, attention_mask, position_ids, document_lengths=document_lengths, **kwargs)
+        pooled = self.read_out(outputs.last_hidden_state, input_ids, attention_mask, document_lengths)
         logits = self.item_logits(pooled)
         loss = None
         if labels is not None:
-            prompt_items = self.prompt_item_mask(input_ids, attention_mask) if self.config.mask_prompt_items else None
+            prompt_items = None
+            if self.config.mask_prompt_items:
+                prompt_items = self.prompt_item_mask(input_ids, attention_mask, document_lengths)
             loss = self.multinomial_loss(logits, labels, target_weights, prompt_items, num_items_in_batch)
         return RecommendationOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
     def read_out(
-        self, hidden: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+        self,
+        hidden: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        document_lengths: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """One vector per prompt, `(batch, width)`: the last token's state, or the mean over ID tokens and the last."""
+        if document_lengths is not None:
+            packing = Packing.of(document_lengths, input_ids.shape, hidden.device)
+            states, is_last = hidden[0], packing.positions[0] == packing.counts[packing.document] - 1
+            if self.config.readout == "last":
+                return states[packing.ends]
+            weights = ((input_ids[0] >= self.config.num_words) | is_last).to(states.dtype)
+            totals = torch.zeros_like(packing.counts, dtype=states.dtype).index_add_(0, packing.document, weights)
+            weights = (weights / totals[packing.document]).unsqueeze(1)
+            pooled = torch.zeros(len(packing.lengths), states.shape[1], dtype=states.dtype, device=states.device)
+            return pooled.index_add_(0, packing.document, states * weights)
         real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         last = (positions * real).argmax(-1)  # (batch,)
@@ -597,15 +666,25 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
         weights = chosen.to(hidden.dtype)
         return torch.einsum("bl,bld->bd", weights / weights.sum(-1, keepdim=True), hidden)
 
-    def prompt_item_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def prompt_item_mask(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        document_lengths: Sequence[int] | None = None,
+    ) -> torch.Tensor:
         """Which items a prompt names, `(batch, num_items)`, boolean."""
-        first_item = self.config.num_words + self.config.num_users
+        first_item, batch, device = self.config.num_words + self.config.num_users, len(input_ids), input_ids.device
         if attention_mask is not None:
             input_ids = input_ids * attention_mask
-        # One column more takes what is not an item, so that the scatter needs no dynamic shape.
+        row = torch.arange(batch, device=device).unsqueeze(1)
+        if document_lengths is not None:
+            packing = Packing.of(document_lengths, input_ids.shape, device)
+            row, batch = packing.document.unsqueeze(0), len(packing.lengths)
+        # One column more takes what is not an item, so that the mask needs no dynamic shape.
         indices = torch.where(input_ids >= first_item, input_ids - first_item, self.config.num_items)
-        named = torch.zeros(len(input_ids), self.config.num_items + 1, dtype=torch.bool, device=input_ids.device)
-        return named.scatter_(1, indices, True)[:, :-1]
+        named = torch.zeros(batch, self.config.num_items + 1, dtype=torch.bool, device=device)
+        named[row, indices] = True
+        return named[:, :-1]
 
     def multinomial_loss(
         self,
@@ -631,7 +710,7 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
             # A target that the prompt names keeps its logit: masking is for items that nobody asks for.
             is_target = torch.zeros_like(logits, dtype=torch.int32).scatter_add_(1, targets, valid.int()) > 0
             logits = logits.masked_fill(prompt_items & ~is_target, MASKED_LOGIT)
-        likelihood = logits.log_softmax(-1).gather(1, targets)
+        likelihood = logits.gather(1, targets) - logits.logsumexp(-1, keepdim=True)
         weights = valid.to(likelihood.dtype) if target_weights is None else target_weights * valid
         return -(likelihood * weights).sum() / (weights.sum() if num_items_in_batch is None else num_items_in_batch)
 
@@ -742,6 +821,24 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
         return RankedItems(items=best.indices.masked_fill(~shown, -1), scores=best.values.masked_fill(~shown, 0.0))
 
 
+def fuse_activations(backbone: nn.Module) -> None:
+    """Compute GPT-2's GELU (its tanh form, of eight operations) by torch's kernel for the same function, in one.
+
+    `python benchmarks/speed.py --activation` prints what that saves of a layer's time.
+    """
+    for module in backbone.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
+
+
+def within_documents(labels: torch.Tensor, document_lengths: Sequence[int] | None) -> torch.Tensor:
+    """Labels `(1, total)` of packed documents without those of first tokens, which nothing of their document predicts."""
+    if document_lengths is None:
+        return labels
+    return labels.index_fill(1, Packing.of(document_lengths, labels.shape, labels.device).starts, -100)
+
+
 def next_token_loss(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -749,7 +846,10 @@ def next_token_loss(
     labels: torch.Tensor,
     divisor: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy of each label given the tokens before it; logits are computed only where a label is.
+    """Cross-entropy of each label given the tokens before it, a scalar in float32; logits are computed only where a label is.
+
+    Where torch has a chunked kernel (2.13), no more than [`LOGITS_AT_A_TIME`] are held: a softmax over 50,257 words took half
+    the memory and four fifths of the time.
 
     Args:
         hidden: `(batch, length, width)`.
@@ -760,8 +860,14 @@ def next_token_loss(
     """
     labels = labels[:, 1:].to(hidden.device)
     paid = labels != -100
-    logits = F.linear(hidden[:, :-1][paid], weight, bias).float()  # (labels, classes)
-    loss = F.cross_entropy(logits, labels[paid], reduction="sum")
+    states, targets = hidden[:, :-1][paid], labels[paid]
+    if hasattr(F, "linear_cross_entropy") and len(states) * len(weight) > LOGITS_AT_A_TIME:
+        options = nn.LinearCrossEntropyOptions(batch_chunk_size=max(LOGITS_AT_A_TIME // len(weight), 1))
+        loss = F.linear_cross_entropy(
+            states, weight, targets, linear_bias=bias, reduction="sum", options=options
+        ).float()
+    else:
+        loss = F.cross_entropy(F.linear(states, weight, bias).float(), targets, reduction="sum")
     return loss / (paid.sum().clamp(min=1) if divisor is None else divisor)
 
 

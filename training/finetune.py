@@ -63,7 +63,7 @@ def finetune(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -
         if model.config.content_tower:
             for table in model.model.tables("content"):
                 table.requires_grad_(False)
-        towers = Towers(model, recipe.method.lambda_v, recipe.method.distillation)
+        towers = Towers(model, recipe.method.lambda_v, recipe.method.distillation, softmax=recipe.method.softmax)
         teacher = None
         if recipe.method.distillation > 0:
             with accelerator.main_process_first():  # the others open what it fitted

@@ -84,7 +84,7 @@ def pretrain(
                 teacher = run.teacher(corpora)
             start_from_factors(model.model, teacher, recipe.method.initialisation_std)
         learn_backbone(recipe, model)
-        towers = Towers(model, recipe.method.lambda_v)
+        towers = Towers(model, recipe.method.lambda_v, softmax=recipe.method.softmax)
         method = replace(recipe.method, max_history=model.config.max_history)
         layout, has_text = layout_of(corpora), model.config.content_tower
         objectives = [collaborative_objective(corpora, method, layout, recipe.seed, regularise=has_text)]

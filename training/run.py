@@ -41,6 +41,8 @@ PRETRAINING_FIELDS = tuple(
         "max_text_tokens",
         "history_order",
         "item_bias",
+        "softmax",
+        "num_negatives",
         "initialisation",
         "initialisation_std",
         "teacher",

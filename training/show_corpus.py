@@ -69,11 +69,11 @@ def show_corpus(recipe: Recipe, count: int = 3, epoch: int = 0) -> str:
 
 def documents(corpora: Corpora, batch: Batch) -> list[str]:
     """One line a document: prompt, an arrow, main text or targets."""
-    lines = []
-    for row, ids in enumerate(batch["input_ids"].tolist()):
-        real, labels = batch["attention_mask"][row].tolist(), batch["labels"][row].tolist()
-        prompt = [token for position, token in enumerate(ids) if real[position]]
-        main = [label for label in labels if label != -100]
+    lines, lengths = [], batch["document_lengths"]
+    rows, packed_labels = batch["input_ids"][0].split(lengths), batch["labels"]
+    labels = packed_labels if "target_weights" in batch else packed_labels[0].split(lengths)
+    for prompt, targets in zip((row.tolist() for row in rows), (row.tolist() for row in labels), strict=True):
+        main = [label for label in targets if label != -100]
         if "target_weights" in batch:
             main = corpora.tokenizer.item_id(main)
         else:

@@ -27,13 +27,16 @@ EVALUATION = {"selection_users": 29, "batch_size": 14}
 
 @pytest.fixture(scope="module")
 def watch(in_process, python):
-    """Run stages in one process, or a stage in two that share the weights; the recipe's folder gets what each saw."""
+    """Run stages in one process, or a stage in two that share the weights; the recipe's folder gets what each saw.
+
+    Sharded gradients are dense, so the one process steps whole tables as well.
+    """
 
     def watch(folder, stages, *words, sharded):
         script = ["tests/slow/watched.py", folder, stages]
         words = ["--config", folder / "shop.yaml", *words]
         if not sharded:
-            return in_process(python, *script, *words, **ONE_THREAD)
+            return in_process(python, *script, "--dense", *words, **ONE_THREAD)
         return in_process(python, *LAUNCH, *script, "--fully-shard", *words, **ONE_THREAD, ACCELERATE_USE_CPU="true")
 
     return watch

@@ -80,13 +80,18 @@ def describe(parameter):
 
 
 def main():
-    """`watched.py FOLDER STAGE [--fully-shard]`, and behind it what the stage's script takes.
+    """`watched.py FOLDER STAGE [--fully-shard | --dense]`, and behind it what the stage's script takes.
+
+    `--dense`: ID tables have dense gradients, as they have under FSDP2.
 
     One process may go through several stages, `pretrain,finetune`; several processes cannot meet a second time.
     """
     folder, stages, *words = sys.argv[1:]
     if words[0] == "--fully-shard":
         training.run.make_accelerator = fully_sharded(training.run.make_accelerator)
+        words = words[1:]
+    elif words[0] == "--dense":
+        loop.choose_sparse_tables = lambda *args, **kwargs: []
         words = words[1:]
     train_step, save_checkpoint = loop.train_step, loop.save_checkpoint
     for stage in stages.split(","):

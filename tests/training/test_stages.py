@@ -37,6 +37,7 @@ MODEL_FILES = [
     "items.jsonl",
     "model.safetensors",
     "modeling_cllm4rec.py",
+    "packing_cllm4rec.py",
     "pipeline_cllm4rec.py",
     "recipe.yaml",
     "tokenization_cllm4rec.py",
@@ -402,11 +403,11 @@ def break_off(monkeypatch, after):
     """Make the loop fail in its step number `after`."""
     step, done = loop.train_step, []
 
-    def failing(*arguments):
+    def failing(*arguments, **options):
         done.append(1)
         if len(done) == after:
             raise RuntimeError("the power is gone")
-        return step(*arguments)
+        return step(*arguments, **options)
 
     monkeypatch.setattr(loop, "train_step", failing)
 

@@ -1,10 +1,12 @@
 """Batches from corpora: every random choice keyed by (seed, epoch, document), sequences joined by array arithmetic.
 
-A batch is the same whoever makes it: a resumed run and a run on another number of processes see the same data.
+A batch is one packed row without padding: documents one behind the other, and how long each is. It is the same whoever makes
+it: a resumed run and a run on another number of processes see the same data.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +15,7 @@ from configuration.recipe import Method
 from training.data.corpora import Corpora, Texts
 from training.data.ragged import Ragged
 
-# Documents are sorted by length within so many batches, so that a batch holds little padding.
-BATCHES_PER_BUCKET = 32
-
-ORDER, SHARE, USER_TOKEN, PLAN, BLUR = range(5)  # one stream of random numbers for each kind of choice
+ORDER, SHARE, USER_TOKEN, PLAN, NEGATIVES = range(5)  # one stream of random numbers for each kind of choice
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,8 @@ class Layout:
         return self.num_words + self.num_users
 
 
-Batch = dict[str, torch.Tensor]
+# Tensors by name, and under `document_lengths` the tokens of each document, a tuple of integers.
+Batch = dict[str, Any]
 
 
 def layout_of(corpora: Corpora) -> Layout:
@@ -64,7 +64,9 @@ def mix(z: np.ndarray) -> np.ndarray:
 
 
 def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The documents of each step of an epoch: a random permutation, sorted by length within buckets, every document once.
+    """The documents of each step of an epoch: a random permutation cut into steps, every document once.
+
+    Within a step they are sorted by length, so that the processes, which take them in turn, have about as much to do.
 
     Args:
         lengths: `(documents,)` tokens of each document.
@@ -72,30 +74,25 @@ def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> l
         seed: Of the run.
         epoch: Number of the epoch.
     """
-    documents = np.arange(len(lengths))
-    order = np.argsort(uniform(seed, epoch, PLAN, documents), kind="stable")
-    bucket = batch_size * BATCHES_PER_BUCKET
-    steps = []
-    for start in range(0, len(order), bucket):
-        part = order[start : start + bucket]
-        # By a length that is blurred anew each epoch: else a small corpus would be cut into the same steps every time.
-        blurred = lengths[part] * (1 + uniform(seed, epoch, BLUR, part))
-        part = part[np.argsort(blurred, kind="stable")]
-        steps += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
-    turn = np.argsort(uniform(seed, epoch, PLAN, len(lengths) + np.arange(len(steps))), kind="stable")
-    return [steps[i] for i in turn]
+    order = np.argsort(uniform(seed, epoch, PLAN, np.arange(len(lengths))), kind="stable")
+    steps = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [step[np.argsort(lengths[step], kind="stable")] for step in steps]
 
 
 def content_batch(texts: Texts, documents: np.ndarray) -> Batch:
     """Prompt + main text; labels on the main text only.
 
     Returns:
-        `input_ids`, `attention_mask`, `labels`, each `(documents, length)` int64.
+        `input_ids`, `labels`, each int64 `(1, tokens)`, and `document_lengths`.
     """
-    rows = texts.documents.take(documents)
-    input_ids, real = pad(rows)
-    main = real & (np.arange(input_ids.shape[1]) >= texts.prompt_length[documents][:, None])
-    return tensors(input_ids=input_ids, attention_mask=real, labels=np.where(main, input_ids, -100))
+    return language_batch(texts.documents.take(documents), texts.prompt_length[documents])
+
+
+def language_batch(rows: Ragged, prompt_length: np.ndarray) -> Batch:
+    """Documents of a language model, packed; labels where the prompt has ended, but for a first token, which none precedes."""
+    place = np.arange(len(rows.values)) - np.repeat(rows.offsets[:-1], rows.lengths)
+    main = place >= np.repeat(np.maximum(prompt_length, 1), rows.lengths)
+    return packed(rows) | tensors(labels=np.where(main, rows.values, -100)[None])
 
 
 def collaborative_batch(
@@ -104,7 +101,7 @@ def collaborative_batch(
     """`user_i has interacted with` + the items in this epoch's order; labels on the items only.
 
     Returns:
-        `input_ids`, `attention_mask`, `labels`, each `(documents, length)` int64; labels are ids, as in `input_ids`.
+        `input_ids`, `labels`, each int64 `(1, tokens)`, labels being ids as in `input_ids`; and `document_lengths`.
     """
     order = ordered(histories.take(documents), documents, histories, method, seed, epoch)
     items = last(order, method.max_history)
@@ -112,10 +109,8 @@ def collaborative_batch(
         constant([layout.num_words], len(documents), add=users[documents]),
         constant(layout.prompt_ids["history"], len(documents)),
     ]
-    input_ids, real = pad(join([*prompt, shifted(items, layout.first_item)]))
-    start = 1 + len(layout.prompt_ids["history"])
-    main = real & (np.arange(input_ids.shape[1]) >= start)
-    return tensors(input_ids=input_ids, attention_mask=real, labels=np.where(main, input_ids, -100))
+    rows = join([*prompt, shifted(items, layout.first_item)])
+    return language_batch(rows, np.full(len(rows), 1 + len(layout.prompt_ids["history"])))
 
 
 def recommendation_batch(
@@ -124,8 +119,8 @@ def recommendation_batch(
     """Prompts over a random part of each history; the targets are the rest, the whole, or both (`method.targets`).
 
     Returns:
-        `input_ids`, `attention_mask` `(documents, length)` int64; `labels` `(documents, targets)` int64 item indices padded
-        with -100; `target_weights` alike, float32.
+        `input_ids` int64 `(1, tokens)` and `document_lengths`; `labels` int64 `(documents, targets)`, item indices padded with
+        -100; `target_weights` alike, float32.
     """
     rows = histories.take(documents)
     counts = rows.lengths
@@ -138,7 +133,7 @@ def recommendation_batch(
     prompt, target = select(order, in_prompt), select(order, ~in_prompt)
     prompt = last(prompt, method.max_history)
     named = uniform(seed, epoch, USER_TOKEN, documents) >= method.user_token_dropout
-    input_ids, real = pad(prompt_rows(prompt, np.where(named, users[documents], -1), layout))
+    prompts = packed(prompt_rows(prompt, np.where(named, users[documents], -1), layout))
     if method.targets == "all":
         target, weight = order, None
     elif method.targets == "mixed":
@@ -148,17 +143,16 @@ def recommendation_batch(
         weight = None
     labels, valid = pad(target, fill=-100)
     target_weights = valid.astype(np.float32) if weight is None else pad(weight, fill=0)[0].astype(np.float32)
-    return tensors(input_ids=input_ids, attention_mask=real, labels=labels, target_weights=target_weights)
+    return prompts | tensors(labels=labels, target_weights=target_weights)
 
 
 def evaluation_batch(users: np.ndarray, histories: Ragged, layout: Layout, max_history: int) -> Batch:
     """Prompts over whole histories, the last `max_history` items each; a user of -1 has no token.
 
     Returns:
-        `input_ids`, `attention_mask` `(users, length)` int64.
+        `input_ids` int64 `(1, tokens)` and `document_lengths`.
     """
-    input_ids, real = pad(prompt_rows(last(histories, max_history), users, layout))
-    return tensors(input_ids=input_ids, attention_mask=real)
+    return packed(prompt_rows(last(histories, max_history), users, layout))
 
 
 def prompt_rows(items: Ragged, users: np.ndarray, layout: Layout) -> Ragged:
@@ -233,6 +227,11 @@ def join(parts: Sequence[Ragged]) -> Ragged:
     return Ragged(values, offsets)
 
 
+def packed(rows: Ragged) -> Batch:
+    """Rows as `input_ids` int64 `(1, tokens)` and `document_lengths`."""
+    return {"document_lengths": tuple(rows.lengths.tolist()), **tensors(input_ids=rows.values[None])}
+
+
 def pad(rows: Ragged, fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Rows as a rectangle `(rows, longest)`, and where it is real."""
     lengths = rows.lengths
@@ -243,8 +242,16 @@ def pad(rows: Ragged, fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tensors(**arrays: np.ndarray) -> Batch:
-    """Arrays as tensors: integers and masks as int64, weights as float32."""
+    """Arrays as tensors: integers as int64, weights as float32."""
     return {
         name: torch.from_numpy(array if array.dtype == np.float32 else array.astype(np.int64))
         for name, array in arrays.items()
+    }
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on a device."""
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
     }

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from modeling_cllm4rec import CLLM4RecForContentLM
-from training.data.batches import Layout, content_batch
+from training.data.batches import Layout, content_batch, on_device
 from training.data.corpora import Texts
 from training.data.ragged import Ragged
 
@@ -61,8 +61,7 @@ def negative_log_likelihood(model: CLLM4RecForContentLM, texts: Texts) -> tuple[
     total, tokens = 0.0, 0
     order = np.argsort(texts.documents.lengths, kind="stable")
     for start in range(0, len(order), DOCUMENTS_PER_BATCH):
-        batch = content_batch(texts, order[start : start + DOCUMENTS_PER_BATCH])
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        batch = on_device(content_batch(texts, order[start : start + DOCUMENTS_PER_BATCH]), model.device)
         total += model(**batch, num_items_in_batch=1, logits_to_keep=1).loss.item()
         tokens += int((batch["labels"][:, 1:] != -100).sum())
     return total, tokens

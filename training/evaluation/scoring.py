@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from configuration.recipe import Recipe
 from modeling_cllm4rec import CLLM4RecForRecommendation
-from training.data.batches import Layout, evaluation_batch, layout_of
+from training.data.batches import Layout, evaluation_batch, layout_of, on_device
 from training.data.corpora import Corpora
 from training.data.ragged import Ragged
 from training.evaluation.ranking import ITEMS_PER_BLOCK, evaluate_scores
@@ -42,7 +42,7 @@ class ModelScores:
         self.histories = Ragged(histories.values, np.concatenate([[0], np.cumsum(self.lengths)]))
 
     def by_length(self, users: np.ndarray) -> np.ndarray:
-        """The users in order of their history's length, so that a batch of prompts holds little padding."""
+        """The users in order of their history's length, so that prompts attended to together hold little padding."""
         return users[np.argsort(self.lengths[users], kind="stable")]
 
     @torch.no_grad()
@@ -51,8 +51,7 @@ class ModelScores:
         self.model.eval()
         named = users if self.user_tokens else np.full_like(users, -1)
         batch = evaluation_batch(named, self.histories.take(users), self.layout, self.max_history)
-        device = self.model.get_output_embeddings().weight.device
-        prompts = {name: tensor.to(device) for name, tensor in batch.items()}
+        prompts = on_device(batch, self.model.get_output_embeddings().weight.device)
         hidden = self.model.model(**prompts, use_cache=False).last_hidden_state
         return self.model.read_out(hidden, **prompts)
 

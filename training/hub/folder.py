@@ -25,6 +25,7 @@ REMOTE_CODE = (
     "configuration_cllm4rec.py",
     "handler.py",
     "modeling_cllm4rec.py",
+    "packing_cllm4rec.py",
     "pipeline_cllm4rec.py",
     "tokenization_cllm4rec.py",
 )

@@ -23,8 +23,9 @@ from tqdm.auto import tqdm
 
 from configuration.errors import InputError
 from configuration.recipe import Stage
-from training.data.batches import Batch, plan_epoch
+from training.data.batches import Batch, on_device, plan_epoch
 from training.files import write_text, written_whole
+from training.stages.optimiser import RowwiseAdamW, choose_sparse_tables, clip_gradients
 from training.stages.towers import ObjectiveName, Towers
 
 logger = logging.getLogger(__name__)
@@ -40,13 +41,13 @@ class Objective:
     Attributes:
         name: Which head.
         lengths: `(documents,)` tokens of each document.
-        collate: Documents and epoch to a batch.
+        collate: Documents, epoch and step of the epoch to a batch.
         regularised: Documents to their distinct user and item indices; None: no mutual regularisation.
     """
 
     name: ObjectiveName
     lengths: np.ndarray
-    collate: Callable[[np.ndarray, int], Batch]
+    collate: Callable[[np.ndarray, int, int], Batch]
     regularised: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
 
 
@@ -105,7 +106,8 @@ def train(
             getattr(towers.base, "activation_checkpointing_enable", None) or towers.base.gradient_checkpointing_enable
         )
         enable()
-    optimizer = torch.optim.AdamW(parameter_groups(towers, stage), betas=ADAM_BETAS)
+    choose_sparse_tables(towers, accelerator, sampled=towers.softmax == "sampled")
+    optimizer = RowwiseAdamW(parameter_groups(towers, stage), betas=ADAM_BETAS)
     model, optimizer = accelerator.prepare(towers, optimizer)
     towers.tie_heads()
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -132,7 +134,9 @@ def train(
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * lr_share(progress.step, plan_length, stage)
                 losses.append(
-                    train_step(model, objective, documents, progress.epoch, optimizer, stage, accelerator, towers)
+                    train_step(
+                        model, objective, documents, progress.epoch, optimizer, stage, accelerator, towers, step=done
+                    )
                 )
                 progress.step += 1
                 if done % 10 == 0:
@@ -168,12 +172,14 @@ def train_step(
     stage: Stage,
     accelerator: Accelerator,
     towers: Towers,
+    *,
+    step: int = 0,
 ) -> torch.Tensor:
     """One optimiser step over `documents`, split among processes and accumulation steps; the global loss, detached."""
     processes, parts = accelerator.num_processes, stage.gradient_accumulation_steps
     shards = [documents[accelerator.process_index :: processes][part::parts] for part in range(parts)]
     # Every process takes part in every forward and backward pass, even where the step is too small for all of them.
-    batches = [objective.collate(shard if len(shard) else documents[:1], epoch) for shard in shards]
+    batches = [objective.collate(shard if len(shard) else documents[:1], epoch, step) for shard in shards]
     weights = [float(len(shard) > 0) for shard in shards]
     labels = sum(weight * label_weight(batch) for weight, batch in zip(weights, batches, strict=True))
     total = accelerator.reduce(torch.tensor(float(labels), device=accelerator.device), "sum").clamp(min=1)
@@ -186,10 +192,9 @@ def train_step(
     report = torch.zeros((), device=accelerator.device)
     for part, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
         final = part == parts - 1
-        on_device = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
         pulled = tuple(index.to(accelerator.device) for index in ids) if final and ids is not None else None
         with contextlib.nullcontext() if final else accelerator.no_sync(model):
-            losses = model(objective.name, on_device, pulled)
+            losses = model(objective.name, on_device(batch, accelerator.device), pulled)
             share = towers.distillation if "distilled" in losses else 0.0
             loss = weight * (1 - share) * losses["likelihood"] / total
             if "distilled" in losses:
@@ -200,7 +205,7 @@ def train_step(
         accelerator.backward(loss * processes)
         report += loss.detach()
     if stage.max_grad_norm > 0:
-        accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], stage.max_grad_norm)
+        clip_gradients(accelerator, [p for p in model.parameters() if p.requires_grad], stage.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return accelerator.reduce(report, "sum")

@@ -7,6 +7,7 @@ from configuration.recipe import Method
 from training.data.batches import Batch, Layout, recommendation_batch
 from training.data.corpora import Corpora
 from training.stages.loop import Objective
+from training.stages.sampled_softmax import Negatives
 from training.stages.teacher import Teacher
 
 
@@ -15,11 +16,17 @@ def recommendation_objective(
 ) -> Objective:
     """Prompts over a random part of each history, pulled to the content embeddings, and to a teacher where there is one."""
     users, histories = corpora.histories("recommendation")
+    negatives = None
+    if method.softmax == "sampled":
+        negatives = Negatives.of(histories, layout.num_items, method.num_negatives, seed)
 
-    def collate(documents: np.ndarray, epoch: int) -> Batch:
+    def collate(documents: np.ndarray, epoch: int, step: int = 0) -> Batch:
         batch = recommendation_batch(users, histories, documents, layout, method, seed, epoch)
+        if negatives is not None:
+            batch |= negatives.draw(epoch, step)
         if teacher is not None:
-            batch["teacher_logits"] = torch.from_numpy(teacher.logits(users[documents]))
+            scored = None if negatives is None else batch["candidates"].numpy()
+            batch["teacher_logits"] = torch.from_numpy(teacher.logits(users[documents], scored))
         return batch
 
     def regularised(documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -100,9 +100,13 @@ class Teacher:
         root = np.sqrt(values[::-1])
         return (left[:, ::-1] * root).astype(np.float32), (right[::-1].T * root).astype(np.float32)
 
-    def logits(self, users: np.ndarray) -> np.ndarray:
-        """Unnormalised log-probabilities `(users, items)`, float32."""
-        return self.blend.scale * self.scores(users)
+    def logits(self, users: np.ndarray, items: np.ndarray | None = None) -> np.ndarray:
+        """Unnormalised log-probabilities `(users, items)`, float32, of all items or of those with these indices."""
+        if items is None:
+            return self.blend.scale * self.scores(users)
+        if self.blend.user_text_weight or self.blend.item_text_weight:
+            return self.blend.scale * self.scores(users)[:, items]
+        return self.blend.scale * (self.user_factors[users] @ self.item_factors[items].T)
 
 
 def fit_teacher(

@@ -17,7 +17,9 @@ from modeling_cllm4rec import (
     CLLM4RecModel,
 )
 from modeling_cllm4rec.modeling_cllm4rec import MASKED_LOGIT
+from modeling_cllm4rec.packing_cllm4rec import Packing
 from training.data.batches import Batch
+from training.stages.sampled_softmax import SampledSoftmax
 
 ObjectiveName = Literal["content", "collaborative", "recommendation"]
 
@@ -25,7 +27,14 @@ ObjectiveName = Literal["content", "collaborative", "recommendation"]
 class Towers(nn.Module):
     """Content LM, collaborative LM and recommendation head over one base model, the only part that holds parameters."""
 
-    def __init__(self, recommender: CLLM4RecForRecommendation, lambda_v: float, distillation: float = 0.0) -> None:
+    def __init__(
+        self,
+        recommender: CLLM4RecForRecommendation,
+        lambda_v: float,
+        distillation: float = 0.0,
+        *,
+        softmax: Literal["exact", "sampled"] = "exact",
+    ) -> None:
         super().__init__()
         self.base = recommender.model
         # A plain dict: the heads are views of the base, and a checkpoint holds each parameter once.
@@ -36,6 +45,7 @@ class Towers(nn.Module):
         }
         self.lambda_v = lambda_v
         self.distillation = distillation
+        self.softmax = softmax
 
     @property
     def _no_split_modules(self) -> set[str]:
@@ -93,14 +103,17 @@ class Towers(nn.Module):
 
         Args:
             objective: Which head learns.
-            batch: Its batch; for the recommendation head with a teacher also `teacher_logits` `(documents, num_items)`.
+            batch: Its batch; for the recommendation head with a teacher also `teacher_logits` `(documents, num_items)`, and with
+                a sampled softmax `candidates` and what else [`SampledSoftmax`] reads, the teacher's logits being of these.
             ids: Distinct user and item indices that this part regularises; None: none.
 
         Returns:
             `likelihood`: negative log-likelihood summed over labels (to be divided by the labels' weight); `distilled`:
             cross-entropy to the teacher summed over documents; `regularisation`: λ Σ‖z − z'‖², to be divided by documents.
         """
-        if objective == "recommendation":
+        if "candidates" in batch:
+            losses = self.sampled_losses(objective, batch)
+        elif objective == "recommendation":
             losses = self.recommendation_losses(batch)
         else:
             losses = {"likelihood": self.heads[objective](**batch, num_items_in_batch=1, use_cache=False).loss}
@@ -111,7 +124,8 @@ class Towers(nn.Module):
 
     def recommendation_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Multinomial likelihood, and cross-entropy to the teacher's softmax over what the prompt does not name."""
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+        names = ("input_ids", "attention_mask", "document_lengths")
+        inputs = {name: batch[name] for name in names if name in batch}
         logits = self.recommender(**inputs).logits.float()
         prompt_items = self.recommender.prompt_item_mask(**inputs) if self.base.config.mask_prompt_items else None
         likelihood = self.recommender.multinomial_loss(
@@ -122,7 +136,34 @@ class Towers(nn.Module):
             wanted, given = batch["teacher_logits"], logits
             if prompt_items is not None:
                 wanted, given = (scores.masked_fill(prompt_items, MASKED_LOGIT) for scores in (wanted, given))
-            losses["distilled"] = -(wanted.softmax(-1) * given.log_softmax(-1)).sum()
+            losses["distilled"] = given.logsumexp(-1).sum() - (wanted.softmax(-1) * given).sum()
+        return losses
+
+    def sampled_losses(self, objective: ObjectiveName, batch: Batch) -> dict[str, torch.Tensor]:
+        """The losses of a head over the items, of a softmax over the targets and a step's candidates."""
+        input_ids, lengths = batch["input_ids"], batch["document_lengths"]
+        softmax = SampledSoftmax(self.base.item_embeddings, self.base.item_bias, batch)
+        hidden = self.base(input_ids, document_lengths=lengths).last_hidden_state
+        first_item = self.base.config.num_words + self.base.config.num_users
+        if objective == "collaborative":
+            targets = batch["labels"][:, 1:]
+            paid = targets != -100
+            return {"likelihood": softmax.next_item_loss(hidden[:, :-1][paid], targets[paid] - first_item)}
+        states = self.recommender.read_out(hidden, input_ids, document_lengths=lengths)
+        logits = softmax.candidate_logits(states)
+        prompt = None
+        if self.base.config.mask_prompt_items:
+            named = input_ids[0] >= first_item
+            document = Packing.of(lengths, input_ids.shape, input_ids.device).document
+            prompt = (document[named], input_ids[0][named] - first_item)
+        losses = {
+            "likelihood": softmax.multinomial_loss(logits, states, batch["labels"], batch["target_weights"], prompt)
+        }
+        if "teacher_logits" in batch:
+            wanted = batch["teacher_logits"] + softmax.log_weights
+            if prompt is not None:
+                wanted, logits = softmax.mask(wanted, *prompt), softmax.mask(logits, *prompt)
+            losses["distilled"] = logits.logsumexp(-1).sum() - (wanted.softmax(-1) * logits).sum()
         return losses
 
     def distance(

@@ -34,12 +34,15 @@ def histories_of(*lengths):
 
 
 def rows_of(batch):
-    """Ids without padding."""
-    return [ids[real == 1].tolist() for ids, real in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    """Ids of each document."""
+    return [ids.tolist() for ids in batch["input_ids"][0].split(batch["document_lengths"])]
 
 
 def labels_of(batch):
-    return [labels[labels != -100].tolist() for labels in batch["labels"]]
+    """Labels of each document, of a language model's packed row or of the recommendation head's rectangle."""
+    packed = "target_weights" not in batch
+    rows = batch["labels"][0].split(batch["document_lengths"]) if packed else batch["labels"]
+    return [labels[labels != -100].tolist() for labels in rows]
 
 
 def prompt_of(row):
@@ -95,14 +98,11 @@ def test_epochs_differ_and_are_the_same_for_the_same_seed():
     assert not companions[0] & companions[2]
 
 
-def padding(steps, lengths):
-    return sum(len(step) * lengths[step].max() for step in steps) / lengths.sum() - 1
-
-
-def test_a_step_holds_documents_of_like_length():
+def test_documents_are_sorted_within_a_step_so_that_processes_get_as_much():
     lengths = np.random.default_rng(0).permutation(np.repeat(np.arange(1, 33), 8))
-    at_random = np.random.default_rng(1).permutation(len(lengths)).reshape(-1, 8)
-    assert padding(plan_epoch(lengths, 8, 0, 0), lengths) < padding(at_random, lengths) / 2
+    for step in plan_epoch(lengths, 16, 0, 0):
+        assert (np.diff(lengths[step]) >= 0).all()
+        assert abs(lengths[step[::2]].sum() - lengths[step[1::2]].sum()) <= lengths[step].max()
 
 
 def test_documents_of_a_small_corpus_meet_others_in_the_next_epoch():
@@ -125,10 +125,16 @@ def test_content_has_labels_on_the_main_text_only():
     documents = Ragged.from_lists([[11, 4, 5, 6, 0], [50, 7, 0]], np.int32)
     columns = {"kind": np.zeros(2), "user": np.zeros(2), "item": np.zeros(2), "prompt_length": np.array([2, 1])}
     batch = content_batch(Texts(documents, **columns), np.array([1, 0]))
-    assert batch["input_ids"].tolist() == [[50, 7, 0, 0, 0], [11, 4, 5, 6, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
-    assert batch["labels"].tolist() == [[-100, 7, 0, -100, -100], [-100, -100, 5, 6, 0]]
-    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+    assert batch["input_ids"].tolist() == [[50, 7, 0, 11, 4, 5, 6, 0]]
+    assert batch["document_lengths"] == (3, 5)
+    assert batch["labels"].tolist() == [[-100, 7, 0, -100, -100, 5, 6, 0]]
+    assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
+
+
+def test_a_first_token_has_no_label_since_nothing_precedes_it():
+    columns = {"kind": np.zeros(2), "user": np.zeros(2), "item": np.zeros(2), "prompt_length": np.zeros(2, int)}
+    batch = content_batch(Texts(Ragged.from_lists([[1, 2], [3, 4]], np.int32), **columns), np.arange(2))
+    assert batch["labels"].tolist() == [[-100, 2, -100, 4]]
 
 
 def test_a_collaborative_document_reads_as_in_the_paper(shop, layout):
@@ -272,8 +278,8 @@ def test_evaluation_prompts_are_those_of_the_model(make_towers, shop, layout, ma
     asked = np.array([0, -1, 4])
     batch = evaluation_batch(np.where(asked < 0, -1, users[asked]), histories.take(abs(asked)), layout, max_history)
     wanted = model.prepare_prompts([histories[row].tolist() for row in abs(asked)], [0, None, 4])
-    assert torch.equal(batch["input_ids"], wanted["input_ids"])
-    assert torch.equal(batch["attention_mask"], wanted["attention_mask"])
+    real = wanted["attention_mask"] == 1
+    assert rows_of(batch) == [ids[row].tolist() for ids, row in zip(wanted["input_ids"], real, strict=True)]
 
 
 RAGGED = [

@@ -15,6 +15,7 @@ from training.data.batches import plan_epoch
 from training.stages.collaborative import collaborative_objective
 from training.stages.content import content_objective
 from training.stages.loop import lr_share, parameter_groups, train
+from training.stages.optimiser import RowwiseAdamW
 from training.stages.recommendation import recommendation_objective
 from training.stages.towers import Towers
 
@@ -115,12 +116,12 @@ def test_with_a_teacher_the_loss_mixes_likelihood_and_distillation(run, make_tow
     teacher = torch.randn(6, 12, generator=torch.Generator().manual_seed(1))
     distilling = replace(
         objective,
-        collate=lambda documents, epoch: objective.collate(documents, epoch) | {"teacher_logits": teacher[documents]},
+        collate=lambda documents, *rest: objective.collate(documents, *rest) | {"teacher_logits": teacher[documents]},
         regularised=None,
     )
     stage = {"epochs": 1, "batch_size": 6, "lr": 1e-9}
     _, progress = run(objectives=[distilling], stage=stage, distillation=0.25)
-    batch = distilling.collate(np.arange(6), 0)
+    batch = distilling.collate(np.arange(6), 0, 0)
     losses = make_towers().eval()("recommendation", batch, None)
     expected = 0.75 * losses["likelihood"] / batch["target_weights"].sum() + 0.25 * losses["distilled"] / 6
     assert progress.epochs[0]["recommendation_loss"] == pytest.approx(expected.item(), rel=1e-5)
@@ -170,10 +171,10 @@ def test_a_resumed_run_ends_with_the_numbers_of_the_uninterrupted_one(run, pretr
             run(stage={"epochs": 4}, dropout=0.2, validate=scripted([*values[:2], KeyboardInterrupt()]))
     else:
 
-        def interrupted(documents, epoch):
+        def interrupted(documents, epoch, step):
             if epoch == 2:
                 raise KeyboardInterrupt
-            return pretraining[1].collate(documents, epoch)
+            return pretraining[1].collate(documents, epoch, step)
 
         objectives = [pretraining[0], replace(pretraining[1], collate=interrupted)]
         with pytest.raises(KeyboardInterrupt):
@@ -283,7 +284,7 @@ def test_half_precision_gives_nearly_the_same_losses(run, fine_tuning):
 
 def test_gradients_are_clipped_to_the_norm(run, pretraining, monkeypatch):
     norms = []
-    step = torch.optim.AdamW.step
+    step = RowwiseAdamW.step
 
     def watch(self, *args, **kwargs):
         norms.append(
@@ -291,7 +292,7 @@ def test_gradients_are_clipped_to_the_norm(run, pretraining, monkeypatch):
         )
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", watch)
+    monkeypatch.setattr(RowwiseAdamW, "step", watch)
     for norm in (0.1, 0.0):
         run(objectives=pretraining[1:], stage={"epochs": 1, "max_grad_norm": norm}, folder=str(norm))
     clipped, free = torch.stack(norms).sqrt().reshape(2, -1)
@@ -303,9 +304,9 @@ def test_an_epoch_goes_over_every_document_of_every_objective_once(run, pretrain
     seen = []
 
     def watched(objective):
-        def collate(documents, epoch):
+        def collate(documents, epoch, step):
             seen.append((objective.name, epoch, documents.tolist()))
-            return objective.collate(documents, epoch)
+            return objective.collate(documents, epoch, step)
 
         return replace(objective, collate=collate)
 
