@@ -19,7 +19,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -333,6 +333,7 @@ def train_published(
     *,
     seconds: float = math.inf,
     device: str = "cpu",
+    validate: Sequence[str] = STAGES,
 ) -> Iterator[Epoch]:
     """The whole schedule: content and collaborative epochs in turn, then those of the recommendation head.
 
@@ -343,6 +344,7 @@ def train_published(
         recommendation_epochs: Of the recommendation head.
         seconds: No epoch is begun after so many seconds of training.
         device: Where.
+        validate: Stages whose epochs are followed by validation; after those of others NDCG@100 is 0.
 
     Yields:
         Each epoch, with what the recommendation prompt gives in our evaluation, whose time is not counted.
@@ -366,12 +368,22 @@ def train_published(
         started = time.perf_counter()
         losses = [recipe.step(stage, keys) for keys in documents.epoch(stage)]
         spent += time.perf_counter() - started
-        measured = evaluate_scores(score, users, train, held_out, batch_size=PREDICTED_TOGETHER)
-        yield Epoch(spent, number, float(measured.ndcg_at_100.mean()), stage, float(np.mean(losses)))
+        reached = 0.0
+        if stage in validate:
+            measured = evaluate_scores(score, users, train, held_out, batch_size=PREDICTED_TOGETHER)
+            reached = float(measured.ndcg_at_100.mean())
+        yield Epoch(spent, number, reached, stage, float(np.mean(losses)))
 
 
-def strings_and_tokens(corpora: Path, backbone: Path) -> Callable[[], float]:
+def strings_and_tokens(
+    corpora: Path, backbone: Path, stages: Sequence[str] = ("content", "collaborative", "recommendation")
+) -> Callable[[], float]:
     """All documents read; each call of what is returned builds their strings and tokenises them, as an epoch of each stage does.
+
+    Args:
+        corpora: Folder of corpora whose words are the backbone's.
+        backbone: Folder of the backbone.
+        stages: Whose documents.
 
     Returns:
         A function that gives the number of documents.
@@ -380,7 +392,7 @@ def strings_and_tokens(corpora: Path, backbone: Path) -> Callable[[], float]:
 
     def work() -> float:
         done = 0
-        for stage in ("content", "collaborative", "recommendation"):
+        for stage in stages:
             for keys in documents.epoch(stage):
                 documents.batch(stage, keys)
                 done += len(keys)

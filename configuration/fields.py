@@ -158,6 +158,7 @@ RULES = {
         "the name of a repo, as in org/model", lambda name: re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None
     ),
     "backbone.layers": AT_LEAST_ONE,
+    "backbone.attention_dropout": Rule("from 0 to below 1", lambda share: 0 <= share < 1),
     "backbone.lora_rank": AT_LEAST_ONE,
     # a byte-level BPE holds the 256 bytes before its first merge
     "backbone.num_words": Rule("at least 257", lambda number: number >= 257),

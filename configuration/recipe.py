@@ -100,6 +100,10 @@ class Backbone:
     num_words: int = knob(
         "with no name: size of the byte-level BPE vocabulary that is trained on the training text", 2000
     )
+    attention_dropout: float = knob(
+        "dropout of the attention's weights in training, whatever the backbone's configuration says; 0 lets torch's fused kernel run",
+        0.0,
+    )
     attn_implementation: str | None = knob("sdpa, eager, flash_attention_2 …; none: the best that is there")
     dtype: Literal["float32", "bfloat16", "float16"] = knob("dtype of the weights", "float32")
 

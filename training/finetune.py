@@ -17,7 +17,7 @@ from training.evaluation.scoring import Validation
 from training.hub.folder import write_model_folder
 from training.run import Run, logged, make_accelerator, stage_fingerprint
 from training.stages.loop import train
-from training.stages.model import learn_backbone
+from training.stages.model import learn_backbone, set_attention_dropout
 from training.stages.recommendation import recommendation_objective
 from training.stages.towers import Towers
 
@@ -58,6 +58,7 @@ def finetune(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -
         # Both are of this stage alone, and pretraining may have been run with others.
         model.config.readout = recipe.method.readout
         model.config.mask_prompt_items = recipe.method.mask_prompt_items
+        set_attention_dropout(model, recipe.backbone.attention_dropout)
         learn_backbone(recipe, model)
         # In this stage the content tower stands still and pulls.
         if model.config.content_tower:

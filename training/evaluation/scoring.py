@@ -17,6 +17,9 @@ from training.data.corpora import Corpora
 from training.data.ragged import Ragged
 from training.evaluation.ranking import ITEMS_PER_BLOCK, evaluate_scores
 
+# Items of all the prompts that go through the backbone together, about: its memory does not follow the batch of users.
+ITEMS_PER_PASS = 8192
+
 
 class ModelScores:
     """Scores of the recommendation head for users given by their row in the training histories; called by the rankings.
@@ -49,11 +52,17 @@ class ModelScores:
     def states(self, users: np.ndarray) -> torch.Tensor:
         """What the item head reads of each user's prompt, `(users, width)`."""
         self.model.eval()
-        named = users if self.user_tokens else np.full_like(users, -1)
-        batch = evaluation_batch(named, self.histories.take(users), self.layout, self.max_history)
-        prompts = on_device(batch, self.model.get_output_embeddings().weight.device)
-        hidden = self.model.model(**prompts, use_cache=False).last_hidden_state
-        return self.model.read_out(hidden, **prompts)
+        device = self.model.get_output_embeddings().weight.device
+        lengths = np.minimum(self.lengths[users], self.max_history)
+        passes = np.cumsum(lengths) // ITEMS_PER_PASS
+        parts = []
+        for part in np.split(users, np.flatnonzero(np.diff(passes)) + 1):
+            named = part if self.user_tokens else np.full_like(part, -1)
+            batch = evaluation_batch(named, self.histories.take(part), self.layout, self.max_history)
+            prompts = on_device(batch, device)
+            hidden = self.model.model(**prompts, use_cache=False).last_hidden_state
+            parts.append(self.model.read_out(hidden, **prompts))
+        return torch.cat(parts)
 
     @torch.no_grad()
     def blocks(self, users: np.ndarray) -> Iterator[torch.Tensor]:

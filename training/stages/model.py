@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
+from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
@@ -56,6 +57,7 @@ def make_model(recipe: Recipe, corpora: Corpora) -> CLLM4RecForRecommendation:
             words = {"vocab_size": corpora.tokenizer.num_words} | dict.fromkeys(SPECIAL_WORDS, end)
             config = CLLM4RecConfig(backbone_config=backbone_config(backbone, **words), **fields)
             model = CLLM4RecForRecommendation._from_config(config, **loading)
+        set_attention_dropout(model, backbone.attention_dropout)
         fit_positions(model.config, corpora)
         check_causal(model)
         return model
@@ -64,6 +66,21 @@ def make_model(recipe: Recipe, corpora: Corpora) -> CLLM4RecForRecommendation:
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         where = "backbone.config" if backbone.name is None else f"backbone.name {backbone.name!r}"
         raise InputError(f"{where}: no such backbone can be had here: {str(error).splitlines()[0]}") from error
+
+
+def set_attention_dropout(model: CLLM4RecForRecommendation, share: float) -> None:
+    """Drop so much of the attention's weights in training (`backbone.attention_dropout`).
+
+    Without it attention is one fused kernel; with it torch multiplies matrices and draws a number for each pair of tokens, which
+    `python benchmarks/parts.py` compares.
+    """
+    for module in model.model.backbone.modules():
+        for name in ("attn_dropout", "attention_dropout"):
+            found = getattr(module, name, None)
+            if isinstance(found, nn.Dropout):
+                found.p = share
+            elif isinstance(found, float):
+                setattr(module, name, share)
 
 
 @torch.no_grad()

@@ -1,0 +1,153 @@
+"""What each optimisation gives, alone: with it ÷ without it, everything else as it is.
+
+python benchmarks/parts.py            all of them
+python benchmarks/parts.py --short    fewer documents and repeats
+
+On ml-100k where it is at hand (else on the sample), the frozen GPT-2 of 4 layers, 256 wide, one thread.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers.activations import NewGELUActivation
+
+from benchmarks.claims import Claim, Worker, alternate, write_claims
+from benchmarks.sets import make_corpora, set_at_hand, set_recipe
+from benchmarks.steps import Steps
+from configuration.recipe import Recipe
+from modeling_cllm4rec import modeling_cllm4rec as modeling
+from training.data.corpora import open_corpora
+from training.stages.model import set_attention_dropout
+from training.stages.optimiser import RowwiseAdamW
+
+COMMAND = "python benchmarks/parts.py"
+ROWS, WIDTH, TOUCHED = 1_000_000, 64, 3_000
+
+
+def steps_of(stage: str, recipe: Recipe, corpora: Path) -> Steps:
+    """A stage ready for steps."""
+    return Steps(stage, recipe, open_corpora(corpora))
+
+
+def trains(stage: str, recipe: Recipe, corpora: Path, batches: int, without: str) -> Callable[[], float]:
+    """A stage set up without one optimisation; each call of what is returned trains on the same steps.
+
+    Args:
+        stage: `content`, `collaborative` or `recommendation`.
+        recipe: Of the run.
+        corpora: Its corpora.
+        batches: Steps at a call.
+        without: `packing`, `gelu`, `attention`, `chunks`, `positions`, or `` for none.
+
+    Returns:
+        A function that gives the number of documents.
+    """
+    steps = steps_of(stage, recipe, corpora)
+    if without == "gelu":
+        for module in steps.towers.base.backbone.modules():
+            for name, child in module.named_children():
+                if isinstance(child, nn.GELU):
+                    setattr(module, name, NewGELUActivation())
+    elif without == "attention":
+        set_attention_dropout(steps.towers.recommender, 0.1)
+    elif without == "chunks":
+        mock.patch.object(modeling, "LOGITS_AT_A_TIME", 2**62).start()
+    elif without == "positions":
+        mock.patch.object(modeling, "next_token_loss", loss_everywhere).start()
+    elif without == "packing":
+        mock.patch.object(modeling.CLLM4RecModel, "forward_packed", forward_padded).start()
+    return lambda: sum(steps(number) for number in range(batches))
+
+
+def forward_padded(
+    self: modeling.CLLM4RecModel, embeds: torch.Tensor, lengths: tuple[int, ...], **kwargs: object
+) -> object:
+    """The documents in a rectangle, padded to the longest, under transformers' attention mask."""
+    rows = pad_sequence(list(embeds[0].split(lengths)), batch_first=True)
+    real = torch.arange(rows.shape[1]) < torch.tensor(lengths).unsqueeze(1)
+    outputs = self(inputs_embeds=rows, attention_mask=real.long(), use_cache=False)
+    outputs.last_hidden_state = outputs.last_hidden_state[real].unsqueeze(0)
+    return outputs
+
+
+def loss_everywhere(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, divisor: int
+) -> torch.Tensor:
+    """The loss from logits of every position."""
+    logits = nn.functional.linear(hidden[0, :-1], weight, bias)
+    return nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum") / divisor
+
+
+def row_steps(sparse: bool) -> Callable[[], float]:
+    """Backward, clipping and step of a table of a million rows of which 3,000 were looked up."""
+    table = nn.Embedding(ROWS, WIDTH, sparse=sparse)
+    optimizer = RowwiseAdamW(table.parameters(), lr=1e-3, weight_decay=0.0)
+    rows = torch.randint(ROWS, (TOUCHED,), generator=torch.Generator().manual_seed(0))
+
+    def step() -> float:
+        for _ in range(10):
+            table(rows).square().sum().backward()
+            if not sparse:
+                nn.utils.clip_grad_norm_(table.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        return 10
+
+    return step
+
+
+PARTS = (
+    ("packing, ÷ padded to the longest", "collaborative", "packing"),
+    ("one kernel for GELU, ÷ eight operations", "collaborative", "gelu"),
+    ("attention without dropout in one kernel, ÷ with it", "collaborative", "attention"),
+    ("softmax over the words in chunks, ÷ at once", "content", "chunks"),
+    ("logits where a label is, ÷ everywhere", "content", "positions"),
+)
+
+
+def claims(short: bool, folder: Path | None = None) -> Iterator[Claim]:
+    """A claim for each optimisation, in documents (steps) a second.
+
+    Args:
+        short: Fewer documents and repeats.
+        folder: Where backbone and corpora are kept; without it a temporary one.
+    """
+    name, repeats, batches = set_at_hand("ml-100k"), 3 if short else 5, 2 if short else 6
+    with tempfile.TemporaryDirectory(prefix="parts-") as temporary:
+        where = folder or Path(temporary)
+        corpora, recipe = make_corpora(name, where), set_recipe(name, where)
+        for claim, stage, without in PARTS:
+            with (
+                Worker(trains, stage, recipe, corpora, batches, "") as mine,
+                Worker(trains, stage, recipe, corpora, batches, without) as other,
+            ):
+                found = alternate(claim, name, mine, other, unit="documents/s", repeats=repeats, command=COMMAND)
+            yield found
+    with Worker(row_steps, True) as mine, Worker(row_steps, False) as other:
+        found = alternate(
+            "row-wise AdamW, ÷ dense", f"{TOUCHED:,} of {ROWS:,} rows", mine, other, unit="steps/s", repeats=repeats,
+            command=COMMAND,
+        )  # fmt: skip
+    yield found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="fewer documents and repeats")
+    parser.add_argument("--folder", type=Path, help="where backbone and corpora are kept (default: a temporary one)")
+    parser.add_argument("--write", action="store_true", help="put the claims into benchmarks/results/speed.json")
+    chosen = parser.parse_args()
+    found = list(claims(chosen.short, chosen.folder))
+    if chosen.write:
+        write_claims(found)
+
+
+if __name__ == "__main__":
+    main()

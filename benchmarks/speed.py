@@ -1,0 +1,241 @@
+"""Training and prediction against the published recipe and against the limit of the backbone.
+
+python benchmarks/speed.py                                   every stage on ml-100k, amazon-beauty and digital-music
+python benchmarks/speed.py --set ml-100k --stages predict    one of them
+python benchmarks/speed.py --until-best --set ml-100k        time until the published recipe's best validation NDCG@100
+
+One thread, the same corpora, the same frozen GPT-2 (4 layers, 256 wide), both sides the same documents, 20 a step. For prediction,
+ours ranks all users, the published recipe as many as the repeat has time for. The limit is what `benchmarks/steps.py` says: the bare backbone on the same tokens and one softmax head.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.claims import MB, Claim, Worker, alternate, paired, write_claims
+from benchmarks.published_recipe import BATCH, STAGES, published, strings_and_tokens, train_published
+from benchmarks.sets import make_backbone, make_corpora, set_at_hand, set_recipe
+from benchmarks.steps import Steps, limit, ours
+from training.data.corpora import open_corpora
+from training.finetune import finetune
+from training.pretrain import pretrain
+
+COMMAND = "python benchmarks/speed.py --set {} --stages {}"
+# The published schedule: epochs of each language model and of the recommendation head.
+SCHEDULE = {"content": 10, "collaborative": 10, "recommendation": 50}
+MOST_OVER_LIMIT, MOST_MEMORY, MOST_TIME = 1.15, 1 / 3, 0.1
+
+
+class Asked(NamedTuple):
+    """A set, a stage of it, and how many times as fast as published it should be."""
+
+    set: str
+    stage: str
+    at_least: float
+
+
+ASKED = (
+    Asked("ml-100k", "content", 3),
+    Asked("ml-100k", "collaborative", 5),
+    Asked("ml-100k", "recommendation", 4),
+    Asked("ml-100k", "predict", 6),
+    Asked("digital-music", "content", 2),
+    Asked("amazon-beauty", "collaborative", 4),
+    Asked("amazon-beauty", "recommendation", 3),
+    Asked("amazon-beauty", "predict", 5),
+)
+
+
+def claims(
+    short: bool, folder: Path | None = None, sets: tuple[str, ...] = (), stages: tuple[str, ...] = STAGES
+) -> Iterator[Claim]:
+    """The claims about speed and memory of each stage.
+
+    Args:
+        short: Fewer documents and repeats.
+        folder: Where backbone and corpora are kept; without it a temporary one.
+        sets: Those that are measured; all without it.
+        stages: Those that are measured.
+    """
+    with tempfile.TemporaryDirectory(prefix="speed-") as temporary:
+        where = Path(temporary) if folder is None else folder
+        done = set()
+        for asked in ASKED:
+            if asked.stage not in stages or (sets and asked.set not in sets):
+                continue
+            name = set_at_hand(asked.set)
+            if (name, asked.stage) not in done:
+                done.add((name, asked.stage))
+                yield from stage_claims(name, asked.stage, asked.at_least, where, short)
+        for name in dict.fromkeys(set_at_hand(asked.set) for asked in ASKED if not sets or asked.set in sets):
+            if "corpora" in stages or set(stages) == set(STAGES):
+                yield from corpora_claims(name, where, 1 if short else 3)
+
+
+def stage_claims(name: str, stage: str, at_least: float, folder: Path, short: bool) -> Iterator[Claim]:
+    """Ours ÷ published in documents (users) a second and in memory, and our step ÷ the limit."""
+    backbone, corpora = make_backbone(folder), make_corpora(name, folder)
+    recipe = set_recipe(name, folder, f"pretrain.batch_size={BATCH}", f"finetune.batch_size={BATCH}")
+    batches, repeats = (4, 3) if short else (12, 5)
+    command = COMMAND.format(name, stage)
+    unit = "users/s" if stage == "predict" else "documents/s"
+    with Worker(idle) as libraries:
+        without = libraries.peak_memory
+    with (
+        Worker(ours, stage, recipe, corpora, batches, backbone) as mine,
+        Worker(published, stage, corpora, backbone, batches) as theirs,
+    ):
+        speed = alternate(
+            f"{stage}, ours ÷ published", name, mine, theirs,
+            unit=unit, repeats=repeats, at_least=at_least, command=command,
+        )  # fmt: skip
+    yield speed
+    peaks = speed.peak_memory_bytes or [0, 0]
+    yield paired(
+        f"{stage}, peak memory above the libraries', ours ÷ published", name,
+        [[(peak - without) / MB for peak in peaks]], unit="MB", at_most=MOST_MEMORY, command=command,
+    )  # fmt: skip
+    yield paired(
+        f"{stage}, peak memory of the whole process, ours ÷ published", name,
+        [[peak / MB for peak in peaks]], unit="MB", command=command,
+    )  # fmt: skip
+    if stage != "predict":
+        with (
+            Worker(ours, stage, recipe, corpora, batches, backbone) as mine,
+            Worker(limit, stage, recipe, corpora, batches, backbone) as bare,
+        ):
+            yield alternate(
+                f"{stage}, training step ÷ limit", name, mine, bare, unit="ms per document", repeats=repeats,
+                at_most=MOST_OVER_LIMIT, command=command,
+            )  # fmt: skip
+
+
+def idle() -> Callable[[], float]:
+    """Nothing but the libraries that both sides import."""
+    return lambda: 0.0
+
+
+def corpora_claims(name: str, folder: Path, repeats: int) -> Iterator[Claim]:
+    """Documents of the whole schedule: ours from the raw table to the last batch ÷ the published strings and tokens.
+
+    One epoch of each stage is timed and counted as often as the schedule has it. What happens once counts once: of ours reading the
+    raw table and building the corpora, of theirs reading the documents of these corpora.
+    """
+    backbone, corpora = make_backbone(folder), make_corpora(name, folder)
+    opened, recipe = open_corpora(corpora), set_recipe(name, folder)
+    stages = [stage for stage in SCHEDULE if stage != "content" or len(opened.texts("content"))]
+    prepared = {stage: Steps(stage, recipe, opened) for stage in stages}
+    runs = []
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory(prefix="corpora-") as fresh:
+            (Path(fresh) / backbone.name).symlink_to(backbone)
+            mine = seconds(lambda where=Path(fresh): make_corpora(name, where))
+        started = time.perf_counter()
+        strings = {stage: strings_and_tokens(corpora, backbone, (stage,)) for stage in stages}
+        theirs = (time.perf_counter() - started) / len(stages)
+        for stage, steps in prepared.items():
+            one = seconds(lambda steps=steps: [steps.batch(step) for step in range(len(steps.plan))])
+            mine += one * SCHEDULE[stage]
+            theirs += seconds(strings[stage]) * SCHEDULE[stage]
+        runs.append([mine, theirs])
+    yield paired(
+        "corpora and batches of the whole schedule", name, runs, unit="s", at_most=MOST_TIME,
+        command=COMMAND.format(name, "corpora"),
+    )  # fmt: skip
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long one call takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def until_best(name: str, folder: Path, most: float, *overrides: str) -> Iterator[Claim]:
+    """Time until the published recipe's best validation NDCG@100, of our default recipe ÷ of the published one.
+
+    Ours counts everything: reading the table, corpora, iALS and both stages, with the validation after each epoch; of the
+    published recipe the training alone.
+
+    Args:
+        name: The set.
+        folder: Where backbone, corpora and the run are kept.
+        most: The published recipe begins no epoch after so many seconds of training.
+        overrides: Words `field=value` laid over our recipe.
+    """
+    best = None
+    corpora, backbone = make_corpora(name, folder), make_backbone(folder)
+    for epoch in train_published(corpora, backbone, seconds=most, validate=("recommendation",)):
+        if best is None or epoch.ndcg_at_100 > best.ndcg_at_100:
+            best = epoch
+            print(
+                f"published: epoch {epoch.number} ({epoch.stage}) {epoch.seconds:.0f} s  {epoch.ndcg_at_100:.4f}",
+                flush=True,
+            )
+    assert best is not None
+    recipe = set_recipe(
+        name, folder, f"name={name}-default", "backbone.name=none", "backbone.train=full", *overrides, method="default"
+    )
+    started = time.perf_counter()
+    run = pretrain(recipe, overwrite=True)
+    finetune(recipe, overwrite=True)
+    whole = time.perf_counter() - started
+    ours_seconds, reached = time_to_reach(run.folder, best.ndcg_at_100, whole)
+    print(f"ours: {reached:.4f} after {ours_seconds:.1f} s; the whole run {whole:.1f} s", flush=True)
+    yield paired(
+        f"time until the published recipe's best validation NDCG@100 ({best.ndcg_at_100:.3f})", name,
+        [[ours_seconds, best.seconds]], unit="s", at_most=MOST_TIME,
+        command=f"python benchmarks/speed.py --until-best --set {name}",
+    )  # fmt: skip
+
+
+def time_to_reach(run: Path, wanted: float, whole: float) -> tuple[float, float]:
+    """Seconds from the start of a run to the end of the first epoch that reaches a validation NDCG@100, and what it reached.
+
+    Raises:
+        ValueError: if no epoch does.
+    """
+    records = []
+    for stage in ("pretrain", "finetune"):
+        progress = json.loads((run / "checkpoints" / stage / "progress.json").read_text(encoding="utf-8"))
+        records += progress["epochs"]
+    # What no epoch counts (corpora, iALS, loading) comes first.
+    spent = whole - sum(record["seconds"] for record in records)
+    for record in records:
+        spent += record["seconds"]
+        if record["ndcg_at_100"] >= wanted:
+            return spent, record["ndcg_at_100"]
+    raise ValueError(f"no epoch of {run} reaches a validation NDCG@100 of {wanted:.4f}")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add, names = parser.add_argument, tuple(dict.fromkeys(asked.set for asked in ASKED))
+    add("--set", nargs="+", choices=names, default=names, help="default: all")
+    add("--stages", nargs="+", choices=[*STAGES, "corpora"], default=STAGES, help="default: all")
+    add("--short", action="store_true", help="fewer documents and repeats")
+    add("--until-best", action="store_true", help="time until the published recipe's best validation NDCG@100, alone")
+    add("--seconds", type=float, default=3600, help="with --until-best: of the published recipe (default: %(default)s)")
+    add("--folder", type=Path, help="where backbone, corpora and runs are kept (default: a temporary one)")
+    add("--write", action="store_true", help="put the claims into benchmarks/results/speed.json")
+    add("overrides", nargs="*", metavar="field=value", help="with --until-best: laid over our recipe")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="speed-") as temporary:
+        folder = chosen.folder or Path(temporary)
+        if chosen.until_best:
+            found = [
+                claim for name in chosen.set for claim in until_best(name, folder, chosen.seconds, *chosen.overrides)
+            ]
+        else:
+            found = list(claims(chosen.short, folder, tuple(chosen.set), tuple(chosen.stages)))
+    if chosen.write:
+        write_claims(found)
+
+
+if __name__ == "__main__":
+    main()
