@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # The folder that `make space` shows.
 MODEL ?= runs/sample/model
 
-.PHONY: quickstart space test test-slow lint format clean
+.PHONY: quickstart space test test-slow bench lint format clean
 
 quickstart: .venv/.train
 	$(BIN)/python training/pretrain.py --config sample --overwrite
@@ -28,6 +28,10 @@ test: .venv/.dev
 
 test-slow: .venv/.dev .venv/.browser
 	$(BIN)/python -m pytest -m slow
+
+# Ratios against the published recipe, the limit of the backbone and a small catalogue, in their short forms: about ten minutes.
+bench: .venv/.bench
+	$(BIN)/python benchmarks/all.py
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -50,6 +54,10 @@ clean:
 
 .venv/.dev: .venv/.train
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+.venv/.bench: .venv/.train
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	touch $@
 
 .venv/.space: .venv/.train

@@ -1,0 +1,163 @@
+"""The benchmarks of a step: both sides take the same documents, the limit the same tokens, and what is timed is what is said."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import all as collected
+from benchmarks import catalogue, parts, speed, steps
+from benchmarks.claims import Claim, write_claims
+from benchmarks.sets import make_backbone, make_corpora, set_recipe
+from benchmarks.steps import Steps
+from training.data.corpora import open_corpora
+
+STAGES = ("content", "collaborative", "recommendation")
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    """Folder, backbone, corpora and recipe of the sample on a tiny backbone."""
+    folder = tmp_path_factory.mktemp("bench")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmarks.sets.NUM_WORDS", 400)
+        patch.setenv("CLLM4REC_DATA", str(folder / "none"))
+        patch.setattr("benchmarks.sets.make_backbone", lambda where: make_backbone(where, layers=1, width=8, heads=2))
+        corpora = make_corpora("sample", folder)
+        words = ("pretrain.batch_size=20", "finetune.batch_size=20")
+        yield folder / "gpt2-1x8", corpora, set_recipe("sample", folder, *words)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_both_sides_take_the_same_documents(sample, stage):
+    backbone, corpora, _ = sample
+    opened = open_corpora(corpora)
+    documents = steps.Documents.of(opened, backbone)
+    keys = next(steps.endless(documents, stage))
+    mine = next(steps.published_order(stage, opened, backbone))
+    if stage == "content":
+        texts = opened.texts("content")
+        for key, document in zip(keys, mine, strict=True):
+            kind, user, item, _ = documents.texts[key]
+            assert (texts.kind[document], texts.user[document], texts.item[document]) == (kind, user, item)
+    else:
+        users, histories = opened.histories("recommendation")
+        assert users[mine].tolist() == keys
+        assert [sorted(row.tolist()) for row in histories.take(mine)] == [sorted(documents.histories[k]) for k in keys]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_repeat_counts_its_documents_and_goes_on(sample, stage, monkeypatch):
+    backbone, corpora, recipe = sample
+    taken = []
+    step = steps.loop.train_step
+    monkeypatch.setattr(
+        steps.loop, "train_step", lambda *given, **options: taken.append(given[2].tolist()) or step(*given, **options)
+    )
+    repeat = steps.ours(stage, recipe, corpora, 2, backbone)
+    assert repeat() == repeat() == 40
+    assert len({tuple(documents) for documents in taken}) == 4
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_limit_computes_the_tokens_of_our_steps_and_pays_where_they_do(sample, stage, monkeypatch):
+    backbone, corpora, recipe = sample
+    seen = []
+    bare = steps.bare_inputs
+    monkeypatch.setattr(steps, "bare_inputs", lambda *given: seen.append((given[1], bare(*given))) or seen[-1][1])
+    monkeypatch.setattr(steps, "MOST_STEPS", 3)
+    assert steps.limit(stage, recipe, corpora, 3, backbone)() == 60
+    for batch, (embeds, arguments, places, targets, documents) in seen:
+        assert embeds.shape[:2] == batch["input_ids"].shape
+        assert arguments()["packing"].lengths == batch["document_lengths"]
+        paid = documents if stage == "recommendation" else int((batch["labels"][:, 1:] != -100).sum())
+        assert len(places) == len(targets) == paid
+        assert documents == len(batch["document_lengths"]) == 20
+
+
+def test_ours_ranks_every_user_once_as_predict_does(sample, monkeypatch):
+    _, corpora, recipe = sample
+    ranked = []
+    best = steps.best_items
+    monkeypatch.setattr(
+        steps, "best_items", lambda scores, seen, users, k: ranked.append((users, best(scores, seen, users, k).items))
+    )
+    opened = open_corpora(corpora)
+    count = steps.ours("predict", recipe, corpora, 1)()
+    users, histories = opened.histories("recommendation")
+    assert count == len(users)
+    assert sorted(np.concatenate([users for users, _ in ranked])) == users.tolist()
+    seen = dict(zip(users.tolist(), (set(row.tolist()) for row in histories), strict=True))
+    for some, items in ranked:
+        assert items.shape[1] == recipe.evaluation.top_k
+        assert not any(seen[user] & set(row) for user, row in zip(some.tolist(), items.tolist(), strict=True))
+
+
+def test_the_time_until_a_figure_counts_what_no_epoch_counts(tmp_path):
+    for stage, values in (("pretrain", [0.1, 0.2]), ("finetune", [0.25, 0.4])):
+        epochs = [{"seconds": 2.0, "ndcg_at_100": value} for value in values]
+        (tmp_path / "checkpoints" / stage).mkdir(parents=True)
+        (tmp_path / "checkpoints" / stage / "progress.json").write_text(json.dumps({"epochs": epochs}))
+    assert speed.time_to_reach(tmp_path, 0.24, whole=10.0) == (2.0 + 3 * 2.0, 0.25)
+    with pytest.raises(ValueError, match="no epoch"):
+        speed.time_to_reach(tmp_path, 0.5, whole=10.0)
+
+
+@pytest.mark.parametrize("without", ["", "packing", "gelu", "chunks", "positions"])
+def test_a_step_without_an_optimisation_computes_the_same(sample, without, monkeypatch):
+    _, corpora, recipe = sample
+    losses = []
+    step = steps.loop.train_step
+    monkeypatch.setattr(
+        steps.loop, "train_step", lambda *given, **options: losses.append(step(*given, **options).item())
+    )
+    for module in ("modeling.next_token_loss", "modeling.LOGITS_AT_A_TIME", "modeling.CLLM4RecModel.forward_packed"):
+        name, _, attribute = module.rpartition(".")
+        owner = parts.modeling if name == "modeling" else parts.modeling.CLLM4RecModel
+        monkeypatch.setattr(owner, attribute, getattr(owner, attribute))  # put back at the end what `trains` patches
+    monkeypatch.setattr(parts, "steps_of", lambda *given: still(Steps(*given[:2], open_corpora(given[2]))))
+    assert parts.trains("content", recipe, corpora, 2, "")() == 40
+    assert parts.trains("content", recipe, corpora, 2, without)() == 40
+    np.testing.assert_allclose(losses[:2], losses[2:], rtol=1e-4)
+
+
+def still(prepared):
+    """Steps without dropout."""
+    for module in prepared.towers.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return prepared
+
+
+def test_made_up_catalogues_have_histories_of_the_same_lengths():
+    few, many = (catalogue.MadeUp(items, num_users=50).histories("")[1] for items in (10_000, 1_000_000))
+    assert few.offsets.tolist() == many.offsets.tolist()
+    assert few.values.max() < 10_000
+    assert many.values.max() > 100_000
+    assert all(len(set(row.tolist())) == len(row) for row in many)
+
+
+@pytest.mark.parametrize("stage", ["collaborative", "recommendation"])
+def test_a_step_on_a_made_up_catalogue_leaves_most_rows_alone(stage, monkeypatch):
+    monkeypatch.setattr(catalogue, "USERS", 100)
+    prepared = Steps(stage, catalogue.catalogue_recipe(), catalogue.MadeUp(100_000, num_users=100))
+    table = prepared.towers.base.item_embeddings.weight
+    before = table.detach().clone()
+    assert prepared(0) == 64
+    moved = int((table != before).any(1).sum())
+    assert 0 < moved < 10_000
+
+
+def test_every_group_is_measured_written_and_drawn(tmp_path, monkeypatch):
+    rows = [
+        Claim("ours", "sample", 4.0, 2.0, "users/s", 2.0, at_least=1.5, runs=[[4.0, 2.0]], command="python benchmarks/speed.py"),
+        Claim("memory", "sample", 4.0, 2.0, "MB", 2.0, at_most=1.5, runs=[[4.0, 2.0]], command="python benchmarks/memory.py"),
+    ]  # fmt: skip
+    write_claims(rows, tmp_path / "speed.json")
+    collected.draw_all(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["speed-memory.png", "speed-speed.png", "speed.json"]
+    assert (tmp_path / "speed-speed.png").read_bytes()[:4] == b"\x89PNG"
+    assert set(collected.groups(None, None, True)) == {
+        "speed", "parts", "catalogue", "memory", "prediction", "serving", "vectors",
+    }  # fmt: skip
