@@ -73,6 +73,22 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """README's table of claims: the ratio with its spread, and what was asked; seconds differ from machine to machine."""
+    lines = [
+        "| claim | set | ratio (of all repeats) | asked |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        ratios = [ours / reference for ours, reference in row["runs"] if reference] or [row["ratio"]]
+        asked = "".join(
+            f"{sign} {row[name]:.3g}" for name, sign in (("at_least", "≥"), ("at_most", "≤")) if name in row
+        )
+        spread = f" ({min(ratios):.3g} to {max(ratios):.3g})" if len(ratios) > 1 else ""
+        lines.append("| " + " | ".join([row["claim"], row["set"], f"{row['ratio']:.3g}{spread}", asked]) + " |")
+    return "\n".join(lines)
+
+
 def draw_all(folder: Path = RESULTS) -> None:
     """A picture `speed-GROUP.png` of each group that speed.json has claims of."""
     rows = json.loads((folder / "speed.json").read_text(encoding="utf-8"))
@@ -91,9 +107,16 @@ def main() -> None:
     names = list(groups(Path, Path(), True))
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="groups of claims (default: all)")
     parser.add_argument("--long", action="store_true", help="the long forms, which take an hour and more")
+    parser.add_argument(
+        "--table", action="store_true", help="print speed.json's claims as README has them, and no more"
+    )
     parser.add_argument("--pictures", action="store_true", help="draw speed.json's claims and measure nothing")
     parser.add_argument("--folder", type=Path, help="where backbone and corpora are kept (default: a temporary one)")
     chosen = parser.parse_args()
+    if chosen.table:
+        rows = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
+        print("\n\n".join(table([row for row in rows if group_of(row) == name]) for name in chosen.only))
+        return
     if not chosen.pictures:
         started, trained = time.perf_counter(), []
         with tempfile.TemporaryDirectory(prefix="bench-") as temporary, environment(threads_of(1)):
@@ -105,7 +128,10 @@ def main() -> None:
 
             for name, claims in groups(run, chosen.folder or Path(temporary), not chosen.long).items():
                 if name in chosen.only:
-                    write_claims(list(claims()))
+                    for (
+                        claim
+                    ) in claims():  # written one by one, so that a run that is broken off has not been for nothing
+                        write_claims([claim])
         print(f"{time.perf_counter() - started:.0f} s in all; benchmarks/results/speed.json")
     draw_all()
 

@@ -11,6 +11,7 @@ from benchmarks import catalogue, parts, speed, steps
 from benchmarks.claims import Claim, write_claims
 from benchmarks.sets import make_backbone, make_corpora, set_recipe
 from benchmarks.steps import Steps
+from configuration.load import PROJECT
 from training.data.corpora import open_corpora
 
 STAGES = ("content", "collaborative", "recommendation")
@@ -161,3 +162,10 @@ def test_every_group_is_measured_written_and_drawn(tmp_path, monkeypatch):
     assert set(collected.groups(None, None, True)) == {
         "speed", "parts", "catalogue", "memory", "prediction", "serving", "vectors",
     }  # fmt: skip
+
+
+def test_readme_has_the_table_of_the_file():
+    rows = json.loads((collected.RESULTS / "speed.json").read_text(encoding="utf-8"))
+    of_speed = [row for row in rows if collected.group_of(row) == "speed"]
+    assert len(of_speed) > 20
+    assert collected.table(of_speed) in (PROJECT / "README.md").read_text(encoding="utf-8")
