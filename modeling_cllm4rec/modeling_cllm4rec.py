@@ -824,7 +824,7 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
 def fuse_activations(backbone: nn.Module) -> None:
     """Compute GPT-2's GELU (its tanh form, of eight operations) by torch's kernel for the same function, in one.
 
-    `python benchmarks/speed.py --activation` prints what that saves of a layer's time.
+    `python benchmarks/parts.py` prints what that gives.
     """
     for module in backbone.modules():
         for name, child in module.named_children():
@@ -848,8 +848,8 @@ def next_token_loss(
 ) -> torch.Tensor:
     """Cross-entropy of each label given the tokens before it, a scalar in float32; logits are computed only where a label is.
 
-    Where torch has a chunked kernel (2.13), no more than [`LOGITS_AT_A_TIME`] are held: a softmax over 50,257 words took half
-    the memory and four fifths of the time.
+    Where torch has a chunked kernel (2.13), no more than [`LOGITS_AT_A_TIME`] are held; `python benchmarks/parts.py` prints what
+    that gives over 50,257 words.
 
     Args:
         hidden: `(batch, length, width)`.

@@ -2,7 +2,7 @@
 
 `method.softmax: sampled`. The most popular items are always among the negatives, the others are drawn uniformly and count by the
 inverse of the probability that they are drawn (Horvitz-Thompson), so that the sum of the softmax is right on average whatever the
-number of negatives. A step's time then follows that number and not the catalogue: `python benchmarks/speed.py --stages catalogue`.
+number of negatives. A step's time then follows that number and not the catalogue: `python benchmarks/catalogue.py`.
 """
 
 from dataclasses import dataclass
