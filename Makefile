@@ -29,7 +29,7 @@ test: .venv/.dev
 test-slow: .venv/.dev .venv/.browser
 	$(BIN)/python -m pytest -m slow
 
-# Ratios against the published recipe, the limit of the backbone and a small catalogue, in their short forms: about ten minutes.
+# Ratios against the published recipe, the limit of the backbone and a small catalogue, in their short forms.
 bench: .venv/.bench
 	$(BIN)/python benchmarks/all.py
 

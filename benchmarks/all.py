@@ -1,6 +1,6 @@
 """Every claim about speed and scale in its short form, into results/speed.json, and a picture of each group of claims.
 
-python benchmarks/all.py                 about ten minutes, also as `make bench`
+python benchmarks/all.py                 all of them, also as `make bench`
 python benchmarks/all.py --only speed    one group
 python benchmarks/all.py --pictures      the pictures alone, of what speed.json holds
 """
@@ -106,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(groups(Path, Path(), True))
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="groups of claims (default: all)")
-    parser.add_argument("--long", action="store_true", help="the long forms, which take an hour and more")
+    parser.add_argument("--long", action="store_true", help="the long forms")
     parser.add_argument(
         "--table", action="store_true", help="print speed.json's claims as README has them, and no more"
     )

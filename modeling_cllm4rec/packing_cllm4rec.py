@@ -1,7 +1,7 @@
 """Packed documents: many of different lengths in one row of a batch, no padding, each attending to itself alone.
 
 Half to three quarters of the positions of a padded batch of histories are padding that is computed and thrown away
-(`python benchmarks/speed.py` prints what packing saves). Flash attention takes packed rows as they are; for every other device
+(`python benchmarks/parts.py` prints what packing gives). Flash attention takes packed rows as they are; for every other device
 there is `packed_sdpa`, which runs torch's causal kernel over groups of documents of about the same length.
 """
 
