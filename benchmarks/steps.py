@@ -1,5 +1,6 @@
 """One stage made ready for single steps, as the scripts make it: what the benchmarks of training and prediction time."""
 
+import copy
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from transformers import AutoModel
 
 from benchmarks.published_recipe import Documents, endless
 from configuration.recipe import Recipe
@@ -136,9 +136,10 @@ def predicts(recipe: Recipe, corpora: Corpora) -> Callable[[], float]:
 def limit(stage: str, recipe: Recipe, corpora: Path, batches: int, backbone: Path | None = None) -> Callable[[], float]:
     """Forward and backward of the bare backbone on the very tokens of our steps, packed, and one softmax head.
 
-    The backbone is transformers' own class with the recipe's weights, in training mode; gradients are computed for its inputs
-    and, where it learns, for its weights. The head is one matrix product and a cross-entropy at the positions that carry a loss,
-    one a prompt in the recommendation stage. Batches are made beforehand; there is no optimiser.
+    The backbone is a copy of the one that our step runs (weights, dropout, activation and attention), in training mode;
+    gradients are computed for its inputs and, where it learns, for its weights. The head is one matrix product and a
+    cross-entropy at the positions that carry a loss, one a prompt in the recommendation stage. Batches are made beforehand;
+    there is no optimiser.
 
     Returns:
         A function that gives the number of documents.
@@ -148,10 +149,13 @@ def limit(stage: str, recipe: Recipe, corpora: Path, batches: int, backbone: Pat
     if backbone is not None:
         steps.plan = list(islice(published_order(stage, opened, backbone), MOST_STEPS))
     base = steps.towers.base
-    bare = AutoModel.from_config(base.config.backbone_config, attn_implementation=PACKED_SDPA).train()
+    # A copy, so that weights, dropout and kernels are those of the step; the model switches its own to packed rows at the first of them.
+    bare = copy.deepcopy(base.backbone).train()
+    bare.set_attn_implementation(PACKED_SDPA)
     learns = recipe.backbone.train == "full"
     bare.requires_grad_(learns)
-    head = torch.randn(base.config.num_words if stage == "content" else base.config.num_items, bare.config.hidden_size)
+    # The rows of our head: from ones that are drawn much larger, the softmax over the words takes a quarter longer.
+    head = steps.towers.heads[steps.objective.name].get_output_embeddings().weight.detach().clone()
     head.requires_grad_(stage != "content" or learns)
     prepared = [bare_inputs(stage, steps.batch(number), head) for number in range(len(steps.plan))]
 

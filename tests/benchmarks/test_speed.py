@@ -1,5 +1,6 @@
 """The benchmarks of a step: both sides take the same documents, the limit the same tokens, and what is timed is what is said."""
 
+import inspect
 import json
 
 import numpy as np
@@ -11,8 +12,10 @@ from benchmarks import catalogue, parts, speed, steps
 from benchmarks.claims import Claim, write_claims
 from benchmarks.sets import make_backbone, make_corpora, set_recipe
 from benchmarks.steps import Steps
-from configuration.load import PROJECT
+from modeling_cllm4rec.packing_cllm4rec import PACKED_SDPA
 from training.data.corpora import open_corpora
+from training.evaluation.ranking import evaluate_scores
+from training.evaluation.scoring import split_matrix
 
 STAGES = ("content", "collaborative", "recommendation")
 
@@ -75,6 +78,68 @@ def test_the_limit_computes_the_tokens_of_our_steps_and_pays_where_they_do(sampl
         paid = documents if stage == "recommendation" else int((batch["labels"][:, 1:] != -100).sum())
         assert len(places) == len(targets) == paid
         assert documents == len(batch["document_lengths"]) == 20
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_limit_runs_the_backbone_of_our_step(sample, stage, monkeypatch):
+    backbone, corpora, recipe = sample
+    made = []
+    monkeypatch.setattr(steps, "MOST_STEPS", 1)
+    monkeypatch.setattr(steps, "Steps", lambda *given: made.append(Steps(*given)) or made[-1])
+    repeat = steps.limit(stage, recipe, corpora, 1, backbone)
+    inside, mine = inspect.getclosurevars(repeat).nonlocals, made[0].towers.base.backbone
+    bare, base = inside["bare"], made[0].towers.base
+    rows = base.item_embeddings.weight if stage != "content" else mine.get_input_embeddings().weight
+    assert torch.equal(inside["head"], rows)
+    assert bare is not mine
+    assert bare.training
+    assert [type(module) for module in bare.modules()] == [type(module) for module in mine.modules()]
+    shares = [[m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)] for model in (bare, mine)]
+    assert shares[0] == shares[1]
+    for name, weight in mine.state_dict().items():
+        assert torch.equal(bare.state_dict()[name], weight), name
+    made[0](0)  # only then is ours switched to packed rows
+    assert bare.config._attn_implementation == mine.config._attn_implementation == PACKED_SDPA
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_document_of_the_limit_does_not_attend_to_those_before_it(sample, stage, monkeypatch):
+    backbone, corpora, recipe = sample
+    monkeypatch.setattr(steps, "MOST_STEPS", 1)
+    inside = inspect.getclosurevars(steps.limit(stage, recipe, corpora, 1, backbone)).nonlocals
+    embeds, arguments, *_ = inside["prepared"][0]
+    bare, first = inside["bare"].eval(), arguments()["packing"].lengths[0]
+    changed = embeds.clone()
+    changed[:, :first] = torch.randn_like(changed[:, :first])  # a layer norm would undo a shift
+    with torch.no_grad():
+        one, two = (bare(inputs_embeds=given, use_cache=False, **arguments())[0] for given in (embeds, changed))
+    assert not torch.equal(one[:, :first], two[:, :first])
+    torch.testing.assert_close(one[:, first:], two[:, first:])
+
+
+def test_ours_ranks_as_evaluation_does(sample, monkeypatch):
+    _, corpora, recipe = sample
+    best, ranked, made = steps.best_items, {}, []
+
+    def noted(scores, seen, users, k):
+        found = best(scores, seen, users, k)
+        ranked.update(zip(users.tolist(), found.items.tolist(), strict=True))
+        return found
+
+    make = steps.make_model
+    monkeypatch.setattr(steps, "best_items", noted)
+    monkeypatch.setattr(steps, "make_model", lambda *given: made.append(make(*given)) or made[-1])
+    opened = open_corpora(corpora)
+    steps.ours("predict", recipe, corpora, 1)()
+    users, histories = opened.histories("recommendation")
+    scores = steps.ModelScores(made[0], users, histories, steps.layout_of(opened), made[0].config.max_history)
+    top = {}
+    evaluate_scores(
+        scores, users, split_matrix(opened, "recommendation"), split_matrix(opened, "test"),
+        batch_size=7, k=recipe.evaluation.top_k,
+        read_block=lambda block, items: top.update(zip(block.tolist(), items.tolist(), strict=True)),
+    )  # fmt: skip
+    assert ranked == top
 
 
 def test_ours_ranks_every_user_once_as_predict_does(sample, monkeypatch):
@@ -162,10 +227,3 @@ def test_every_group_is_measured_written_and_drawn(tmp_path, monkeypatch):
     assert set(collected.groups(None, None, True)) == {
         "speed", "parts", "catalogue", "memory", "prediction", "serving", "vectors",
     }  # fmt: skip
-
-
-def test_readme_has_the_table_of_the_file():
-    rows = json.loads((collected.RESULTS / "speed.json").read_text(encoding="utf-8"))
-    of_speed = [row for row in rows if collected.group_of(row) == "speed"]
-    assert len(of_speed) > 20
-    assert collected.table(of_speed) in (PROJECT / "README.md").read_text(encoding="utf-8")
