@@ -36,10 +36,12 @@ class MadeUp:
     Attributes:
         num_items: Items of the catalogue, a multiple of 10,000.
         num_users: Users; the history of each has up to 60 items, whatever the catalogue.
+        num_words: Words of the backbone.
     """
 
     num_items: int
     num_users: int = USERS
+    num_words: int = WORDS
 
     @property
     def info(self) -> dict[str, Any]:
@@ -48,8 +50,8 @@ class MadeUp:
 
     @property
     def tokenizer(self) -> Any:
-        """Its number of words and end of text."""
-        return SimpleNamespace(num_words=WORDS, eos_token_id=0)
+        """Its end of text."""
+        return SimpleNamespace(eos_token_id=0)
 
     def texts(self, _: str) -> Any:
         """No texts."""

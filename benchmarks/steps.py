@@ -193,8 +193,8 @@ def bare_inputs(stage: str, batch: Batch, head: torch.Tensor) -> tuple[Any, ...]
 
 
 def softmax(states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Summed cross-entropy of targets `(n,)` from states `(n, width)`, by torch's fused kernel where it pays."""
-    if hasattr(F, "linear_cross_entropy") and len(states) * len(head) > 2**22:
+    """Summed cross-entropy of targets `(n,)` from states `(n, width)`, by torch's fused kernel where there is one."""
+    if hasattr(F, "linear_cross_entropy"):
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=max(2**22 // len(head), 1))
         return F.linear_cross_entropy(states, head, targets, reduction="sum", options=options)
     return F.cross_entropy(F.linear(states, head), targets, reduction="sum")

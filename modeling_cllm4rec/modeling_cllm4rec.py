@@ -207,7 +207,8 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         """A model around pretrained weights, with fresh user and item embeddings.
 
         Args:
-            backbone: Hub name or folder of a causal language model, or the model itself (its weights are copied).
+            backbone: Hub name or folder of a causal language model, whose weights stay mapped to its files as far as they are
+                not changed, or the model itself (its weights are copied).
             num_users: Number of user tokens.
             num_items: Number of item tokens.
             backbone_layers: Keep only so many of the lowest layers.
@@ -220,6 +221,7 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: if the backbone has fewer layers than asked for, or its weights do not fit its configuration.
         """
+        is_ours = isinstance(backbone, str)
         if isinstance(backbone, str):
             backbone = AutoModelForCausalLM.from_pretrained(
                 backbone, gguf_file=gguf_file, dtype=dtype, revision=revision
@@ -240,11 +242,13 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         )
         model = cls._from_config(config, dtype=dtype, attn_implementation=attn_implementation)
         base = model.base
-        missing = base.backbone.load_state_dict(backbone.base_model.state_dict(), strict=False).missing_keys
+        weights = backbone.base_model.state_dict()
+        missing = base.backbone.load_state_dict(weights, strict=False, assign=is_ours).missing_keys
         if missing:
             raise ValueError(f"the backbone lacks the weights {missing[:3]}, which its configuration asks for")
         if base.word_head is not None:
             base.word_head.data.copy_(backbone.get_output_embeddings().weight)
+        model.tie_weights()
         return model
 
 
@@ -440,7 +444,8 @@ class CLLM4RecForContentLM(CLLM4RecPreTrainedModel, GenerationMixin):
     def __init__(self, config: CLLM4RecConfig) -> None:
         super().__init__(config)
         self.model = CLLM4RecModel(config)
-        self.lm_head = nn.Linear(self.model.item_embeddings.embedding_dim, config.num_words, bias=False)
+        # Likewise: the words are its weight.
+        self.lm_head = nn.Linear(self.model.item_embeddings.embedding_dim, config.num_words, bias=False, device="meta")
         words = "model.word_head"
         if self.model.word_head is None:
             table = self.model.backbone.get_input_embeddings().weight
@@ -521,7 +526,10 @@ class CLLM4RecItemHeadModel(CLLM4RecPreTrainedModel):
     def __init__(self, config: CLLM4RecConfig) -> None:
         super().__init__(config)
         self.model = CLLM4RecModel(config)
-        self.item_head = nn.Linear(self.model.item_embeddings.embedding_dim, config.num_items, bias=False)
+        # It gets the item table for its weight when weights are tied; until then it takes no memory.
+        self.item_head = nn.Linear(
+            self.model.item_embeddings.embedding_dim, config.num_items, bias=False, device="meta"
+        )
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -848,8 +856,8 @@ def next_token_loss(
 ) -> torch.Tensor:
     """Cross-entropy of each label given the tokens before it, a scalar in float32; logits are computed only where a label is.
 
-    Where torch has a chunked kernel (2.13), no more than [`LOGITS_AT_A_TIME`] are held; `python benchmarks/parts.py` prints what
-    that gives over 50,257 words.
+    In float32, where torch has a chunked kernel (2.13), no more than [`LOGITS_AT_A_TIME`] are held; `python benchmarks/parts.py`
+    prints what that gives over 50,257 words. In half precision that kernel would sum the chunks' losses in half precision.
 
     Args:
         hidden: `(batch, length, width)`.
@@ -861,11 +869,10 @@ def next_token_loss(
     labels = labels[:, 1:].to(hidden.device)
     paid = labels != -100
     states, targets = hidden[:, :-1][paid], labels[paid]
-    if hasattr(F, "linear_cross_entropy") and len(states) * len(weight) > LOGITS_AT_A_TIME:
+    is_single = states.dtype == torch.float32 and not torch.is_autocast_enabled(states.device.type)
+    if is_single and hasattr(F, "linear_cross_entropy"):
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=max(LOGITS_AT_A_TIME // len(weight), 1))
-        loss = F.linear_cross_entropy(
-            states, weight, targets, linear_bias=bias, reduction="sum", options=options
-        ).float()
+        loss = F.linear_cross_entropy(states, weight, targets, linear_bias=bias, reduction="sum", options=options)
     else:
         loss = F.cross_entropy(F.linear(states, weight, bias).float(), targets, reduction="sum")
     return loss / (paid.sum().clamp(min=1) if divisor is None else divisor)

@@ -99,7 +99,7 @@ class Run:
     def teacher(self, corpora: Corpora) -> Teacher:
         """The teacher of the recipe, fitted on the training split and chosen on validation; kept in `checkpoints/teacher`."""
         train, validation = split_matrix(corpora, "recommendation"), split_matrix(corpora, "validation")
-        words, kind = corpora.tokenizer.num_words, self.recipe.method.teacher
+        words, kind = corpora.num_words, self.recipe.method.teacher
         cache = self.checkpoints("teacher")
         return fit_teacher(train, validation, corpora.texts("content"), words, kind, self.recipe.seed, cache)
 

@@ -19,8 +19,9 @@ from modeling_cllm4rec import (
     CollaborativeGPTwithItemRecommendHead,
     ContentGPTForUserItemWithLMHeadBatch,
     GPT4RecommendationBaseModel,
+    modeling_cllm4rec,
 )
-from modeling_cllm4rec.modeling_cllm4rec import CACHE
+from modeling_cllm4rec.modeling_cllm4rec import CACHE, next_token_loss
 
 HEADS = [CLLM4RecForContentLM, CLLM4RecForCollaborativeLM, CLLM4RecForRecommendation]
 CLASSES = [CLLM4RecModel, *HEADS]
@@ -134,6 +135,33 @@ def test_pretrained_weights_give_the_same_logits_inside(backbone_config):
     assert expected.std() > 0.01
 
 
+@torch.no_grad()
+def test_a_backbone_of_a_folder_may_learn_and_its_file_stays_as_it_is(backbone_config, tmp_path):
+    AutoModelForCausalLM.from_config(backbone_config).save_pretrained(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    model = CLLM4RecForContentLM.from_backbone(str(tmp_path), num_users=USERS, num_items=ITEMS, freeze_backbone=False)
+    again = CLLM4RecForContentLM.from_backbone(str(tmp_path), num_users=USERS, num_items=ITEMS)
+    assert not any(p.requires_grad for p in again.model.backbone.parameters())
+    words = torch.randint(0, WORDS, (1, 9))
+    torch.testing.assert_close(model.eval()(words).logits, AutoModelForCausalLM.from_pretrained(tmp_path)(words).logits)
+    for parameter in model.model.backbone.parameters():
+        assert parameter.requires_grad
+        parameter.add_(1.0)
+    assert torch.equal(model.lm_head.weight, model.model.word_weight)
+    assert not torch.equal(model.get_input_embeddings().weight, again.get_input_embeddings().weight)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+@torch.no_grad()
+def test_a_backbone_that_is_given_keeps_its_own_weights(backbone_config):
+    outside = AutoModelForCausalLM.from_config(backbone_config)
+    words = outside.get_input_embeddings().weight.clone()
+    model = CLLM4RecModel.from_backbone(outside, num_users=1, num_items=1)
+    for parameter in model.backbone.parameters():
+        parameter.add_(1.0)
+    assert torch.equal(outside.get_input_embeddings().weight, words)
+
+
 def test_lowest_layers_of_a_backbone(backbone_config):
     outside = AutoModelForCausalLM.from_config(backbone_config).eval()
     inside = CLLM4RecModel.from_backbone(outside, num_users=1, num_items=1, backbone_layers=1).eval()
@@ -213,6 +241,22 @@ def test_content_loss_is_over_words_of_the_main_text(config):
     likelihood = logits.log_softmax(-1)[0]
     torch.testing.assert_close(model(input_ids, labels=labels).loss, -(likelihood[2, 20] + likelihood[3, 21]) / 2)
     torch.testing.assert_close(model(input_ids, logits_to_keep=2).logits, logits[:, -2:])
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loss_in_chunks_is_summed_in_float32(monkeypatch, dtype, autocast):
+    monkeypatch.setattr(modeling_cllm4rec, "LOGITS_AT_A_TIME", 40)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(1, 601, 8, dtype=dtype), torch.randn(20, 8, dtype=dtype)
+    labels = torch.randint(20, (1, 601))
+    logits = hidden[0, :-1].float() @ weight.float().T
+    expected = torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum")
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = next_token_loss(hidden, weight, None, labels, 1)
+    assert loss.dtype == torch.float32
+    half = autocast or dtype == torch.bfloat16
+    torch.testing.assert_close(loss, expected, rtol=1e-2 if half else 1e-5, atol=0.0)
 
 
 @pytest.mark.parametrize("mask_prompt_items", [False, True])

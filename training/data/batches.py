@@ -40,7 +40,7 @@ Batch = dict[str, Any]
 def layout_of(corpora: Corpora) -> Layout:
     """Where words, users and items stand among the ids."""
     return Layout(
-        corpora.tokenizer.num_words,
+        corpora.num_words,
         corpora.num_users,
         corpora.num_items,
         {k: list(v) for k, v in corpora.info["prompt_ids"].items()},

@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +54,11 @@ class Corpora:
 
     folder: Path
     info: dict[str, Any]
-    tokenizer: TokenizerWithUserItemIDTokens
+
+    @cached_property
+    def tokenizer(self) -> TokenizerWithUserItemIDTokens:
+        """The tokenizer with the ID words; read at its first use, since training needs none."""
+        return TokenizerWithUserItemIDTokens.from_pretrained(self.folder / "tokenizer")
 
     def dataset(self, name: str) -> Dataset:
         """One of `collaborative`, `recommendation`, `validation`, `test` (user, items), `content`, `held_out_reviews` (texts).
@@ -102,6 +107,11 @@ class Corpora:
     def fingerprint_with(self, recipe: Recipe) -> str:
         """What the fingerprint of these corpora would be, had they been built with this recipe."""
         return corpus_fingerprint(recipe, self.info["source"], self.info.get(IDS_AS_WORDS, 0))
+
+    @property
+    def num_words(self) -> int:
+        """Words before the users, N."""
+        return self.info["counts"]["words"]
 
     @property
     def num_users(self) -> int:
@@ -172,7 +182,7 @@ def open_corpora(folder: Path) -> Corpora:
         raise InputError(
             f"{path}: corpora of version {info['version']}, this code reads up to {CORPORA_VERSION}; update the code"
         )
-    return Corpora(folder, info, TokenizerWithUserItemIDTokens.from_pretrained(folder / "tokenizer"))
+    return Corpora(folder, info)
 
 
 def build_corpora(interactions: Interactions, recipe: Recipe, folder: Path, *, progress: bool = True) -> Corpora:

@@ -47,14 +47,14 @@ def make_model(recipe: Recipe, corpora: Corpora) -> CLLM4RecForRecommendation:
         "attn_implementation": backbone.attn_implementation,
         "dtype": getattr(torch, backbone.dtype),
     }
-    end = corpora.tokenizer.eos_token_id
     try:
         if backbone.name is not None:
             model = CLLM4RecForRecommendation.from_backbone(
                 backbone.name, backbone_layers=backbone.layers, gguf_file=backbone.gguf_file, **loading, **fields
             )
         else:
-            words = {"vocab_size": corpora.tokenizer.num_words} | dict.fromkeys(SPECIAL_WORDS, end)
+            end = corpora.tokenizer.eos_token_id
+            words = {"vocab_size": corpora.num_words} | dict.fromkeys(SPECIAL_WORDS, end)
             config = CLLM4RecConfig(backbone_config=backbone_config(backbone, **words), **fields)
             model = CLLM4RecForRecommendation._from_config(config, **loading)
         set_attention_dropout(model, backbone.attention_dropout)
