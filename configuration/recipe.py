@@ -158,6 +158,11 @@ class Method:
     distillation: float = knob(
         "share of the recommendation loss taken from the teacher's softmax, 0: none (paper)", 0.0
     )
+    text_map: bool = knob(
+        "after training, fit a map from texts to tastes and to items (not in the paper): people and new items are served by a "
+        "sentence; needs texts of items or users",
+        True,
+    )
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import cached_file, can_return_tuple
 from transformers.utils.hub import extract_commit_hash
 
+from .catalogue_cllm4rec import NO_TEXTS, add_items, add_users, remove_items, remove_users
 from .configuration_cllm4rec import CLLM4RecConfig
 from .packing_cllm4rec import PACKED_SDPA, Packing
+from .text_cllm4rec import TextMap
 
 Tower = Literal["collaborative", "content"]
 
@@ -30,6 +32,9 @@ MASKED_LOGIT = -1e4
 
 # Logits that a softmax over words or items holds at a time, in the chunked kernel: 16 MB in float32.
 LOGITS_AT_A_TIME = 2**22
+
+# Tokens of the prompts that an explanation looks at together, about.
+TOKENS_AT_A_TIME = 2**14
 
 NO_USERS = "this model was published without user embeddings; leave the user out and give a history"
 
@@ -123,6 +128,10 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         # The backbone is a PreTrainedModel of its own and initialises itself; here come the ID tables and what is ours.
         if isinstance(module, (nn.Embedding, nn.Linear)):
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+        elif isinstance(module, TextMap):
+            init.copy_(module.words, torch.arange(len(module.words)))
+            init.ones_(module.rarity)
+            init.ones_(module.weight_beside_history)
         elif isinstance(module, CLLM4RecModel) and module.item_bias is not None:
             init.zeros_(module.item_bias)
 
@@ -132,7 +141,9 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         return self if isinstance(self, CLLM4RecModel) else self.model
 
     def freeze(self) -> None:
-        """Leave gradients to the ID tables and biases alone where the configuration freezes the backbone."""
+        """Leave gradients to the ID tables and biases alone where the configuration freezes the backbone; none to the text map."""
+        if self.base.text_map is not None:
+            self.base.text_map.requires_grad_(False)
         if self.config.freeze_backbone:
             self.base.backbone.requires_grad_(False)
             if self.base.word_head is not None:
@@ -297,6 +308,7 @@ class CLLM4RecModel(CLLM4RecPreTrainedModel):
             self.content_user_embeddings = nn.Embedding(user_rows, width)
             self.content_item_embeddings = nn.Embedding(config.num_items, width)
         self.item_bias = nn.Parameter(torch.zeros(config.num_items)) if config.item_bias else None
+        self.text_map = TextMap(config.num_text_words, width) if config.num_text_words else None
         tied = config.get_text_config().tie_word_embeddings
         self.word_head = None if tied else nn.Parameter(torch.empty(config.num_words, width).normal_(std=0.02))
         self.post_init()
@@ -777,49 +789,145 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
         lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=device)
         return {"input_ids": input_ids, "attention_mask": (torch.arange(length, device=device) < lengths).long()}
 
+    add_items, add_users = add_items, add_users
+    remove_items, remove_users = remove_items, remove_users
+
+    @torch.no_grad()
+    def query_states(
+        self,
+        histories: Sequence[Sequence[int]] | None = None,
+        users: Sequence[int | None] | None = None,
+        texts: Sequence[Sequence[int] | None] | None = None,
+    ) -> torch.Tensor:
+        """What the item head reads about each person, `(batch, width)`.
+
+        A history, a user or both are read from a prompt; a text adds what its words say; alone, it speaks for the person.
+
+        Args:
+            histories: As in [`~CLLM4RecForRecommendation.recommend`].
+            users: Alike.
+            texts: Word ids of what each person says of itself or wants; None for somebody who says nothing.
+
+        Raises:
+            ValueError, IndexError: as [`~CLLM4RecForRecommendation.prepare_prompts`]; ValueError also where there are texts but
+                the model has no text map.
+        """
+        count = len(next((given for given in (histories, users, texts) if given is not None), ()))
+        if histories is None and users is None and texts is not None:
+            histories = [()] * count
+        prompts = self.prepare_prompts(histories, users)
+        hidden = self.model(**prompts, use_cache=False).last_hidden_state
+        states = self.read_out(hidden, prompts["input_ids"], prompts["attention_mask"])
+        if texts is None or all(text is None for text in texts):
+            return states
+        text_map = self.model.text_map
+        if text_map is None:
+            raise ValueError(f"a text is given, but {NO_TEXTS}; give a history or a user instead")
+        if len(texts) != len(states):
+            raise ValueError(f"{len(texts)} texts but {len(states)} people; there is one text, or None, for each")
+        said, nobody = text_map.states([() if text is None else text for text in texts])
+        blended = []
+        for row, text in enumerate(texts):
+            known = (histories is not None and len(histories[row]) > 0) or (
+                users is not None and users[row] is not None
+            )
+            if text is None:
+                blended.append(states[row])
+            elif known:
+                blended.append(states[row] + (text_map.weight_beside_history * said[row]).to(states))
+            else:
+                blended.append((nobody + said[row]).to(states))
+        return torch.stack(blended)
+
+    @torch.no_grad()
+    def history_effects(
+        self, history: Sequence[int], item: int, user: int | None = None, text: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """How much each item of a history raises the log-probability of an item: what it loses when that one is left out.
+
+        Args:
+            history: Item indices, the oldest first; those over `config.max_history` have no effect.
+            item: The item's index.
+            user: User index, or None.
+            text: Word ids of the person's text, or None.
+
+        Returns:
+            `(len(history),)` float32, in nats.
+
+        Raises:
+            ValueError, IndexError: as [`~CLLM4RecForRecommendation.query_states`].
+        """
+        if not 0 <= item < self.config.num_items:
+            raise IndexError(f"item {item} is outside [0, {self.config.num_items})")
+        asked = list(history)[-self.config.max_history :]
+        without = [asked, *(asked[:place] + asked[place + 1 :] for place in range(len(asked)))]
+        rows = max(TOKENS_AT_A_TIME // (len(asked) + 1), 1)
+        was_training = self.training
+        self.eval()
+        try:
+            likely = torch.cat(
+                [
+                    self.item_logits(
+                        self.query_states(part, [user] * len(part), None if text is None else [text] * len(part))
+                    )
+                    .float()
+                    .log_softmax(-1)[:, item]
+                    for part in (without[start : start + rows] for start in range(0, len(without), rows))
+                ]
+            )
+        finally:
+            self.train(was_training)
+        unread = likely.new_zeros(len(history) - len(asked))
+        return torch.cat([unread, likely[0] - likely[1:]])
+
     @torch.no_grad()
     def recommend(
         self,
         histories: Sequence[Sequence[int]] | None = None,
         users: Sequence[int | None] | None = None,
+        texts: Sequence[Sequence[int] | None] | None = None,
         *,
         k: int = 10,
         exclude_seen: bool = True,
         seen: Sequence[Sequence[int]] | None = None,
         candidates: Sequence[int] | None = None,
+        exclude: Sequence[int] | None = None,
     ) -> RankedItems:
         """The k best items for each person.
 
         Args:
             histories: Item indices of each person, the oldest first.
             users: User index of each person; None for somebody the model does not know.
+            texts: Word ids of what each person says of itself or wants; None for somebody who says nothing.
             k: How many items; at most `num_items` are given.
             exclude_seen: Whether what a person has seen is left out of the ranking, also what the prompt has no room for.
             seen: Item indices that each person has seen; the histories by default.
             candidates: Item indices that may be recommended; all by default.
+            exclude: Item indices that may not.
 
         Returns:
             [`RankedItems`]; scores are probabilities over the whole catalogue, whatever is left out of the ranking.
 
         Raises:
-            ValueError, IndexError: as [`~CLLM4RecForRecommendation.prepare_prompts`].
+            ValueError, IndexError: as [`~CLLM4RecForRecommendation.query_states`].
         """
         if k < 1:
             raise ValueError(f"k is {k}; at least one item is recommended")
-        prompts = self.prepare_prompts(histories, users)
         was_training = self.training
         self.eval()
         try:
-            scores = self(**prompts).logits.float().softmax(-1)
+            scores = self.item_logits(self.query_states(histories, users, texts)).float().softmax(-1)
         finally:
             self.train(was_training)
         allowed = torch.ones_like(scores, dtype=torch.bool)
-        if candidates is not None:
-            chosen = torch.as_tensor(list(candidates), dtype=torch.long)
-            if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < self.config.num_items:
-                raise IndexError(f"candidates hold an item outside [0, {self.config.num_items})")
-            allowed[:] = False
-            allowed[:, chosen.to(allowed.device)] = True
+        for name, items in (("candidates", candidates), ("exclude", exclude)):
+            if items is not None:
+                chosen = torch.as_tensor(list(items), dtype=torch.long)
+                if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < self.config.num_items:
+                    raise IndexError(f"{name} hold an item outside [0, {self.config.num_items})")
+                if name == "candidates":
+                    allowed[:] = False
+                allowed[:, chosen.to(allowed.device)] = name == "candidates"
         seen = histories if seen is None else seen
         if exclude_seen and seen is not None:
             for row, history in enumerate(seen):

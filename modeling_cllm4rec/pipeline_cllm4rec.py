@@ -6,6 +6,7 @@ It reads `items.jsonl` beside the model and, where a folder publishes its users,
 import difflib
 import itertools
 import json
+import re
 import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,21 +20,23 @@ from transformers import Pipeline, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file, logging
 
+from .tokenization_cllm4rec import resize_id_words
+
 logger = logging.get_logger(__name__)
 
-INPUT_KEYS = ("user", "history")
-PARAMETERS = ("top_k", "candidates", "exclude_seen", "batch_size", "num_workers")
-NEW_PERSON = 'give {"history": [raw item ids]} for somebody without an entry'
+INPUT_KEYS = ("user", "history", "text")
+PARAMETERS = ("top_k", "candidates", "exclude", "exclude_seen", "batch_size", "num_workers")
+NEW_PERSON = 'give {"history": [raw item ids]} or {"text": "…"} for somebody without an entry'
 MAX_NAMED = 10
 LINES_AT_ONCE = 1000
 
 
 class RecommendationPipeline(Pipeline):
-    """Recommends items to a known user, to a history, or to a known user with a newer history.
+    """Recommends items to a known user, to a history, to a sentence, or to what of them is given.
 
-    An input is `{"user": raw id}`, `{"history": [raw item ids]}` or both; a call takes one, a list or a generator of them.
-    A user's training history is the prompt where no history is given; both are left out of the ranking. An id that is a
-    number may be given as text, and the other way round.
+    An input is `{"user": raw id}`, `{"history": [raw item ids]}`, `{"text": "who I am or what I want"}`, or several of them; a call
+    takes one, a list or a generator of them. A user's training history is the prompt where no history is given; both are left
+    out of the ranking. An id that is a number may be given as text, and the other way round.
 
     Args:
         model: A recommendation head, as `AutoModelForSequenceClassification` opens it.
@@ -42,17 +45,22 @@ class RecommendationPipeline(Pipeline):
         users: Path of a `users.jsonl` (`id` and `history`, item indices, a line).
         top_k (`int`, defaults to 10): How many items; fewer are given where fewer may be shown.
         candidates (list of raw item ids, *optional*): The only items that may be recommended.
+        exclude (list of raw item ids, *optional*): Items that may not; those that are not in the catalogue are passed over.
         exclude_seen (`bool`, defaults to `True`): Whether the person's items are left out of the ranking.
         batch_size (`int`, defaults to 1): Inputs in one forward pass; the answers do not depend on it.
 
-    `top_k`, `candidates`, `exclude_seen` and `batch_size` may be given here and at each call.
+    `top_k`, `candidates`, `exclude`, `exclude_seen` and `batch_size` may be given here and at each call.
+
+    `explain` says what carried an item; `add_items`, `add_users`, `remove_items` and `remove_users` change the catalogue without
+    training, and `save_pretrained` or `push_to_hub` keeps the change.
 
     Returns:
         Per input a list of `{"item": raw id, "title": str, "score": float, "rank": int}`, best first, rank 1; scores are
         probabilities over the whole catalogue, whatever is left out of the ranking.
 
     Raises:
-        ValueError: naming an unknown user, candidate, or key of an input, or a history of which no item is known.
+        ValueError: naming an unknown user, candidate, or key of an input, or a history of which no item is known; or that the
+            model knows no texts.
         TypeError: naming an unknown parameter, or a model that cannot recommend.
 
     Example:
@@ -61,6 +69,7 @@ class RecommendationPipeline(Pipeline):
         [{'item': 'python3-scipy', 'title': 'scientific library', 'score': 0.13, 'rank': 1}]
     """
 
+    tokenizer: Any
     _load_processor = _load_image_processor = _load_video_processor = _load_feature_extractor = False
 
     def __init__(
@@ -79,6 +88,7 @@ class RecommendationPipeline(Pipeline):
             raise ValueError(f"no items.jsonl beside the model {model.name_or_path!r}; give items=path")
         self.items_file, self.publishes_users = items_file, users is None
         self.users_file = Path(users) if users else None if items else file_beside(model, "users.jsonl")
+        self.is_changed = False
         self.item_ids: list[Any] = []
         self.titles: list[str] = []
         for record in read_records(self.items_file):
@@ -91,9 +101,30 @@ class RecommendationPipeline(Pipeline):
     def users(self) -> tuple[dict[Any, int], list[array]]:
         """Raw id to index, and the training history of each user; read when the first user is asked for."""
         assert self.users_file is not None
-        records = [(record["id"], array("i", record.get("history") or ())) for record in read_records(self.users_file)]
-        index = index_of([raw for raw, _ in records], self.users_file, self.model.config.num_users, "users")
-        return index, [history for _, history in records]
+        ids: list[Any] = []
+        histories = []
+        self.untrained: set[int] = set()
+        for place, record in enumerate(read_records(self.users_file)):
+            ids.append(record["id"])
+            histories.append(array("i", record.get("history") or ()))
+            if record.get("untrained"):
+                self.untrained.add(place)
+        return index_of(ids, self.users_file, self.model.config.num_users, "users"), histories
+
+    @cached_property
+    def item_records(self) -> list[dict[str, Any]]:
+        """All that `items.jsonl` says of each item; read when the catalogue is changed or an item explained."""
+        return list(read_records(self.items_file))
+
+    @cached_property
+    def user_records(self) -> list[dict[str, Any]]:
+        """All that `users.jsonl` says of each user; read when users come or go."""
+        if self.users_file is None:
+            raise ValueError(
+                "this model comes without users.jsonl, so that nobody can tell its users apart; open it with "
+                'pipeline("recommendation", model=…, users=path) if you have that file'
+            )
+        return list(read_records(self.users_file))
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Recommend to one input (a list of items), to a list of them (a list of lists), or to a generator (lazily)."""
@@ -123,34 +154,41 @@ class RecommendationPipeline(Pipeline):
             if not indices:
                 raise ValueError("candidates is empty, so nothing could be recommended; leave it out for all items")
             parameters["candidates"] = indices
+        if parameters.get("exclude") is not None:
+            parameters["exclude"], _ = self._find_items(parameters["exclude"], "exclude")
         return {}, parameters, {}
 
-    def preprocess(self, person: Any) -> dict[str, tuple[int | None, tuple[int, ...], tuple[int, ...]]]:
-        """User index or None, history and everything seen, of one input.
+    def preprocess(self, person: Any) -> dict[str, tuple[int | None, tuple[int, ...], tuple[int, ...], Any]]:
+        """User index or None, history, everything seen, and the words of the text or None, of one input.
 
         They stay one tuple, which transformers' batching puts in a list as it is: the model makes the prompts of a batch,
         so that padding is the same whatever tokenizer is loaded.
         """
         if not isinstance(person, Mapping):
-            raise ValueError(f'an input is {{"user": raw id}} or {{"history": [raw item ids]}} or both, not {person!r}')
+            raise ValueError(
+                f'an input is {{"user": raw id}}, {{"history": [raw item ids]}} or {{"text": "…"}}, or several of them, not {person!r}'
+            )
         for key in person:
             if key not in INPUT_KEYS:
                 raise ValueError(unknown("key of an input", key, INPUT_KEYS))
-        raw_user, raw_history = (person.get(key) for key in INPUT_KEYS)
-        if raw_user is None and raw_history is None:
-            raise ValueError('an input needs "user" or "history"; {"history": []} asks for nobody in particular')
+        raw_user, raw_history, text = (person.get(key) for key in INPUT_KEYS)
+        if raw_user is None and raw_history is None and text is None:
+            raise ValueError(
+                'an input needs "user", "history" or "text"; {"history": []} asks for nobody in particular'
+            )
+        words = None if text is None else tuple(self._words(text))
         user, trained = (None, ()) if raw_user is None else self._find_user(raw_user)
         history = trained if raw_history is None else self._known_history(raw_history)
-        if not self.model.config.user_embeddings:
-            user = None  # known by the training history alone
-        if user is None and not history:
+        if not self.model.config.user_embeddings or (user is not None and user in self.untrained):
+            user = None  # known by the history alone
+        if user is None and not history and words is None:
             logger.warning("The history is empty: this is what the model recommends to nobody in particular.")
-        return {"person": (user, history, history + trained)}
+        return {"person": (user, history, history + trained, words)}
 
     def _forward(self, inputs: dict[str, Any], top_k: int = 10, **options: Any) -> dict[str, Any]:
         people = inputs["person"] if isinstance(inputs["person"], list) else [inputs["person"]]
-        users, histories, seen = zip(*people, strict=True)
-        ranked = self.model.recommend(histories, users, seen=seen, k=top_k, **options)
+        users, histories, seen, texts = zip(*people, strict=True)
+        ranked = self.model.recommend(histories, users, texts, seen=seen, k=top_k, **options)
         return {"items": ranked.items, "scores": ranked.scores}
 
     def postprocess(self, ranked: dict[str, Any]) -> list[dict[str, Any]]:
@@ -168,10 +206,189 @@ class RecommendationPipeline(Pipeline):
         folder.mkdir(parents=True, exist_ok=True)
         custom_object_save(self, folder)
         copies = {"items.jsonl": self.items_file, "users.jsonl": self.users_file if self.publishes_users else None}
+        changed = {"items.jsonl": "item_records", "users.jsonl": "user_records"}
         for name, file in copies.items():
-            if file is not None and file.resolve() != (folder / name).resolve():
+            if file is not None and self.is_changed:
+                write_records(folder / name, getattr(self, changed[name]))
+            elif file is not None and file.resolve() != (folder / name).resolve():
                 shutil.copyfile(file, folder / name)
         super().save_pretrained(save_directory, **kwargs)
+
+    def explain(self, person: Any, item: Any, *, top_k: int = 3) -> dict[str, Any]:
+        """Say what carried an item for a person: by leaving each item of the history out, and by the words of the item's text.
+
+        Args:
+            person: An input as for a recommendation.
+            item: The raw id of the item.
+            top_k: How many items and words are named, those with the largest effect first.
+
+        Returns:
+            `item`, `title`, `score` (its probability), `history`: items `{"item", "title", "effect"}`, the effect being what the
+            log-probability loses when that one is left out of the history, in nats; `words`: words of the item's text
+            `{"word", "effect"}` that speak for it to this person, by the text map, with what they add to its logit. Only what speaks
+            for the item is named.
+
+        Raises:
+            ValueError: as for a recommendation, and where the item is not in the catalogue.
+        """
+        if not isinstance(top_k, Integral) or isinstance(top_k, bool) or top_k < 1:
+            raise ValueError(f"top_k is {top_k!r}; it is a number of items, at least 1")
+        user, history, _, words = self.preprocess(person)["person"]
+        index = find(self.item_index, item)
+        if index is None:
+            raise ValueError(f"item {item!r} is not in the catalogue")
+        effects = self.model.history_effects(history, index, user, words).tolist()
+        state = self.model.query_states([history], [user], [words])
+        score = self.model.item_logits(state).float().softmax(-1)[0, index].item()
+        carried = sorted(zip(history, effects, strict=True), key=lambda pair: -pair[1])[:top_k]
+        return {
+            "item": self.item_ids[index],
+            "title": self.titles[index],
+            "score": score,
+            "history": [
+                {"item": self.item_ids[one], "title": self.titles[one], "effect": effect}
+                for one, effect in carried
+                if effect > 0
+            ],
+            "words": self._words_for(self.item_records[index].get("text") or "", state[0])[:top_k],
+        }
+
+    def add_items(self, items: Iterable[Mapping[str, Any]]) -> None:
+        """Take items into the catalogue that have nothing but a text: they are recommended from now on, without training.
+
+        Args:
+            items: `{"id", "title" (optional), "text"}` each; of a data frame, `frame.to_dict("records")`.
+
+        Raises:
+            ValueError: naming what is missing or there already, before anything is changed.
+        """
+        records = [dict(item) for item in items]
+        for record in records:
+            if record.get("id") is None or not isinstance(record.get("text"), str):
+                raise ValueError(f'an item is {{"id": raw id, "title": "…", "text": "…"}}, not {record!r}')
+        self._check_new([record["id"] for record in records], self.item_index, "item")
+        known, texts = self.item_records, [self._words(record["text"]) for record in records]
+        indices = self.model.add_items(texts)
+        for index, record in zip(indices, records, strict=True):
+            known.append({"id": record["id"], "title": record.get("title"), "text": record["text"], "popularity": 0})
+            self.item_ids.append(record["id"])
+            self.titles.append(record.get("title") or "")
+            self.item_index[record["id"]] = index
+        self._note_change()
+
+    def add_users(self, users: Iterable[Mapping[str, Any]]) -> None:
+        """Take users in by their histories: they are known by their id from now on, without training.
+
+        They are served by their history alone, without their token, whose embedding says nothing yet. The token ids of all items move up by the number of new users; indices and raw ids stay.
+
+        Args:
+            users: `{"id", "history": [raw item ids]}` each.
+
+        Raises:
+            ValueError: naming what is missing or there already, before anything is changed; or that the model has no users.jsonl.
+        """
+        records = [dict(user) for user in users]
+        for record in records:
+            if record.get("id") is None:
+                raise ValueError(f'a user is {{"id": raw id, "history": [raw item ids]}}, not {record!r}')
+        known = self.user_records
+        index, all_histories = self.users
+        self._check_new([record["id"] for record in records], index, "user")
+        histories = [self._known_history(record.get("history") or ()) for record in records]
+        indices = self.model.add_users(len(records))
+        for place, record, history in zip(indices, records, histories, strict=True):
+            known.append({"id": record["id"], "history": list(history), "untrained": True})
+            self.untrained.add(place)
+            index[record["id"]] = place
+            all_histories.append(array("i", history))
+        self._note_change()
+
+    def remove_items(self, items: Iterable[Any]) -> None:
+        """Take items out of the catalogue and out of all histories; nothing of them stays.
+
+        Args:
+            items: Raw ids.
+
+        Raises:
+            ValueError: naming what is not in the catalogue, before anything is changed.
+        """
+        gone, strangers = self._find_items(items, "items")
+        if strangers:
+            raise ValueError(f"items that are not in the catalogue: {listed(strangers)}")
+        records = self.item_records
+        users = self.user_records if self.users_file is not None else []
+        histories = self.users[1] if users else []
+        moved = self.model.remove_items(gone).tolist()
+        self.item_records = [record for record, place in zip(records, moved, strict=True) if place >= 0]
+        self.item_ids = [record["id"] for record in self.item_records]
+        self.titles = [record.get("title") or "" for record in self.item_records]
+        self.item_index = {raw: place for place, raw in enumerate(self.item_ids)}
+        for place, record in enumerate(users):
+            kept = [moved[item] for item in record.get("history") or () if moved[item] >= 0]
+            record["history"], histories[place] = kept, array("i", kept)
+        self._note_change()
+
+    def remove_users(self, users: Iterable[Any]) -> None:
+        """Forget people: their rows in every table, their ids, texts and histories; the others stay where they are.
+
+        What the other tables have learnt from them stays: only training without them takes that away.
+
+        Args:
+            users: Raw ids.
+
+        Raises:
+            ValueError: naming who is unknown, before anything is changed; or that the model has no users.jsonl.
+        """
+        records, (index, histories) = self.user_records, self.users
+        found = [(raw, find(index, raw)) for raw in users]
+        strangers = [raw for raw, place in found if place is None]
+        if strangers:
+            raise ValueError(f"unknown users: {listed(strangers)}")
+        places = [place for _, place in found if place is not None]
+        self.model.remove_users(places)
+        for place in places:
+            index.pop(records[place]["id"], None)
+            records[place] = {"id": None, "history": []}
+            histories[place] = array("i")
+        self._note_change()
+
+    def _check_new(self, ids: Sequence[Any], known: Mapping[Any, int], kind: str) -> None:
+        twice = [raw for place, raw in enumerate(ids) if raw in ids[:place] or find(known, raw) is not None]
+        if twice:
+            raise ValueError(f"{kind}s that are there already: {listed(twice)}")
+
+    def _note_change(self) -> None:
+        """Let the tokenizer follow, and remember to write the records anew."""
+        self.is_changed = True
+        if self.tokenizer is not None:
+            config = self.model.config
+            self.tokenizer = resize_id_words(self.tokenizer, num_users=config.num_users, num_items=config.num_items)
+
+    def _words(self, text: Any) -> list[int]:
+        """Word ids of a text, as in the corpora."""
+        if not isinstance(text, str):
+            raise ValueError(f"text is {text!r}; it is a sentence")
+        if self.tokenizer is None:
+            raise ValueError("a text cannot be read: the model was opened without its tokenizer; give tokenizer=…")
+        return self.tokenizer.encode(f" {text}", add_special_tokens=False)
+
+    def _words_for(self, text: str, state: Any) -> list[dict[str, Any]]:
+        """The words of an item's text that add to its logit in this state, the strongest first."""
+        text_map = self.model.base.text_map
+        if text_map is None or self.tokenizer is None or not text:
+            return []
+        encoded = self.tokenizer(f" {text}", add_special_tokens=False, return_offsets_mapping=True)
+        effects = text_map.word_effects(encoded["input_ids"], state)
+        words: dict[str, float] = {}
+        for found in re.finditer(r"\w[\w'-]*", f" {text}"):
+            inside = [
+                effect
+                for effect, (start, end) in zip(effects, encoded["offset_mapping"], strict=True)
+                if end > found.start() and start < found.end()
+            ]
+            words[found[0].lower()] = words.get(found[0].lower(), 0.0) + sum(inside)
+        ranked = sorted(words.items(), key=lambda pair: -pair[1])
+        return [{"word": word, "effect": effect} for word, effect in ranked if effect > 0]
 
     def _find_user(self, raw: Any) -> tuple[int, tuple[int, ...]]:
         if self.users_file is None:
@@ -220,6 +437,15 @@ def file_beside(model: PreTrainedModel, name: str) -> Path | None:
     return None if file is None else Path(file)
 
 
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write a line per record under a temporary name, then rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    temporary.replace(path)
+
+
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a file, each an object with an `id`; many are parsed at once, which is faster than one by one.
 
@@ -256,8 +482,9 @@ def index_of(ids: Sequence[Any], path: Path, count: int, kind: str) -> dict[Any,
     Raises:
         ValueError: if the file is not the model's.
     """
-    index = {raw: position for position, raw in enumerate(ids)}
-    if not len(ids) == len(index) == count:
+    index = {raw: position for position, raw in enumerate(ids) if raw is not None}
+    forgotten = sum(raw is None for raw in ids)  # who asked to be
+    if not len(ids) == len(index) + forgotten == count:
         raise ValueError(
             f"{path} has {len(ids)} lines with {len(index)} different ids, but the model has {count} {kind}; take the file of this model"
         )

@@ -93,10 +93,9 @@ class TokenizerWithUserItemIDTokens(PreTrainedTokenizerFast):
         _check_merges(backbone.backend_tokenizer, state)
         num_words = len(vocabulary)
         _check_names(vocabulary, num_users, num_items)
-        vocabulary.update({f"user_{index}": num_words + index for index in range(num_users)})
-        vocabulary.update({f"item_{index}": num_words + num_users + index for index in range(num_items)})
+        vocabulary |= _id_vocabulary(num_words, num_users, num_items)
 
-        id_words = f"user_(?:{_range_pattern(num_users)})|item_(?:{_range_pattern(num_items)})"
+        id_words = _id_pattern(num_users, num_items)
         state["model"] |= {"vocab": vocabulary, "ignore_merges": True}
         state["pre_tokenizer"] = {
             "type": "Sequence",
@@ -198,6 +197,43 @@ class TokenizerWithUserItemIDTokens(PreTrainedTokenizerFast):
         tokenizer_file = Path(save_directory) / f"{filename_prefix + '-' if filename_prefix else ''}tokenizer.json"
         self.backend_tokenizer.save(str(tokenizer_file), pretty=False)
         return (*file_names, str(tokenizer_file))
+
+
+def resize_id_words(
+    tokenizer: PreTrainedTokenizerFast, *, num_users: int, num_items: int
+) -> TokenizerWithUserItemIDTokens:
+    """The same words with other numbers of users and items; the ids of items follow the last user.
+
+    Args:
+        tokenizer: A tokenizer with ID words, as this class or `AutoTokenizer` opens it.
+        num_users: number of users, at least 1.
+        num_items: number of items, at least 1.
+
+    Raises:
+        ValueError: it has no ID words, a number is out of range, or tokens were added behind the ID words.
+    """
+    counts = {name: tokenizer.init_kwargs.get(name) for name in ("num_words", "num_users", "num_items")}
+    if None in counts.values():
+        raise ValueError(f"this tokenizer has no ID words: it was not made by {TokenizerWithUserItemIDTokens.__name__}")
+    num_words, old_users, old_items = (int(count) for count in counts.values())
+    if min(num_users, num_items) < 1:
+        raise ValueError(f"{num_users} users and {num_items} items; there is at least one of each")
+    if len(tokenizer) > num_words + old_users + old_items:
+        raise ValueError("tokens were added behind the ID words, whose ids would move; add them again afterwards")
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    words = {word: id for word, id in state["model"]["vocab"].items() if id < num_words}
+    _check_names(words, num_users, num_items)
+    state["model"]["vocab"] = words | _id_vocabulary(num_words, num_users, num_items)
+    before, after = (
+        json.dumps(pattern)[1:-1] for pattern in (_id_pattern(old_users, old_items), _id_pattern(num_users, num_items))
+    )
+    for part in ("pre_tokenizer", "decoder"):
+        state[part] = json.loads(json.dumps(state[part]).replace(before, after))
+    resized = TokenizerWithUserItemIDTokens._from_state(
+        state, num_words=num_words, num_users=num_users, num_items=num_items, **_settings(tokenizer)
+    )
+    resized._check_id_words()
+    return resized
 
 
 def train_byte_level_bpe(texts: Iterable[str], num_words: int) -> PreTrainedTokenizerFast:
@@ -305,6 +341,16 @@ def _check_names(vocabulary: dict[str, int], num_users: int, num_items: int) -> 
         match = re.fullmatch(r"(user|item)_(0|[1-9][0-9]*)", word)
         if match and int(match[2]) < counts[match[1]]:
             raise _refusal(f"{word!r} is one of its words already")
+
+
+def _id_vocabulary(num_words: int, num_users: int, num_items: int) -> dict[str, int]:
+    return {f"user_{index}": num_words + index for index in range(num_users)} | {
+        f"item_{index}": num_words + num_users + index for index in range(num_items)
+    }
+
+
+def _id_pattern(num_users: int, num_items: int) -> str:
+    return f"user_(?:{_range_pattern(num_users)})|item_(?:{_range_pattern(num_items)})"
 
 
 def _range_pattern(count: int) -> str:

@@ -4,21 +4,26 @@ accelerate launch training/finetune.py --config sample
 """
 
 import logging
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
+
+from accelerate import Accelerator
 
 from configuration.errors import InputError
 from configuration.recipe import Recipe
 from modeling_cllm4rec import CLLM4RecForRecommendation
 from training.command_line import make_parser, run_script
 from training.data.batches import layout_of
-from training.data.corpora import open_corpora
+from training.data.corpora import Corpora, open_corpora
 from training.evaluation.scoring import Validation
 from training.hub.folder import write_model_folder
 from training.run import Run, logged, make_accelerator, stage_fingerprint
 from training.stages.loop import train
 from training.stages.model import learn_backbone, set_attention_dropout
 from training.stages.recommendation import recommendation_objective
+from training.stages.text_map import fit_text_map
 from training.stages.towers import Towers
 
 logger = logging.getLogger("training.finetune")
@@ -90,13 +95,27 @@ def finetune(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -
         )
         if accelerator.is_main_process:
             best = run.checkpoints("finetune") / "best" if progress.epoch else start
-            write_model_folder(best, run.model, corpora, recipe)
+            with tempfile.TemporaryDirectory(dir=run.folder, prefix=".text-map-") as temporary:
+                if recipe.method.text_map:
+                    best = with_text_map(best, Path(temporary), corpora, recipe, accelerator)
+                write_model_folder(best, run.model, corpora, recipe)
             run.note_stage("finetune", progress, time.perf_counter() - started)
             logger.info(
                 "fine-tuning: %d epochs in %.0f s, best validation NDCG@100 %.4f in epoch %d; model in %s",
                 progress.epoch, time.perf_counter() - started, progress.best_ndcg_at_100, progress.best_epoch, run.model,
             )  # fmt: skip
     return run
+
+
+def with_text_map(weights: Path, folder: Path, corpora: Corpora, recipe: Recipe, accelerator: Accelerator) -> Path:
+    """Write weights with a text map to `folder`; the folder that holds the model now, which is `weights` where there are no texts."""
+    model = CLLM4RecForRecommendation.from_pretrained(
+        weights, attn_implementation=recipe.backbone.attn_implementation
+    ).to(accelerator.device)
+    if fit_text_map(model, corpora, recipe.seed) is None:
+        return weights
+    model.save_pretrained(folder)
+    return folder
 
 
 def main() -> None:

@@ -24,10 +24,12 @@ from modeling_cllm4rec import (
     TokenizerWithUserItemIDTokens,
 )
 from modeling_cllm4rec.pipeline_cllm4rec import LINES_AT_ONCE, read_records
+from modeling_cllm4rec.text_cllm4rec import TextMap
 from modeling_cllm4rec.tokenization_cllm4rec import train_byte_level_bpe
 
 CODE = sorted(Path(modeling_cllm4rec.__file__).parent.glob("*_cllm4rec.py"))
 ITEMS = ["numpy", "scipy", "pandas", "astropy", "requests", "flask", "jinja2"]
+TEXTS = ["arrays", "numerical methods", "tables", "stars", "requests of the web", "web pages", "templates, templates"]
 USERS = {"ann": [0, 1, 3], "bob": [4], "cas": [5, 6, 4, 0], "new": []}
 PROMPT = {"history": [10, 11], "separator": [12], "recommend": [13, 14]}
 
@@ -73,6 +75,28 @@ def complete(tmp_path_factory):
     write_lines(folder / "items.jsonl", item_lines())
     write_lines(folder / "users.jsonl", user_lines())
     return folder
+
+
+@pytest.fixture(scope="module")
+def well_read(complete, tmp_path_factory):
+    """The same, with a text map and texts of the items."""
+    folder = shutil.copytree(complete, tmp_path_factory.mktemp("well-read") / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    words = sorted({id for text in TEXTS for id in tokenizer.encode(f" {text}")})
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    model.config.num_text_words = len(words)
+    torch.manual_seed(2)
+    model.model.text_map = TextMap(len(words), 16)
+    model.model.text_map.words.copy_(torch.tensor(words))
+    model.save_pretrained(folder)
+    records = [record | {"text": text} for record, text in zip(item_lines(), TEXTS, strict=True)]
+    write_lines(folder / "items.jsonl", records)
+    return folder
+
+
+@pytest.fixture
+def changing(well_read):
+    return pipeline("recommendation", model=str(well_read), trust_remote_code=True)
 
 
 @pytest.fixture
@@ -226,13 +250,13 @@ def test_an_empty_history_is_answered_for_nobody_in_particular_and_says_so(rec, 
         ({"history": list(range(12))}, {}, ValueError, r" 8, 9 and 2 more$"),
         ({"history": "numpy"}, {}, ValueError, "history is 'numpy'; it is a list"),
         ({"history": 3}, {}, ValueError, "history is 3; it is a list"),
-        ({}, {}, ValueError, 'needs "user" or "history"'),
-        ({"history": None}, {}, ValueError, 'needs "user" or "history"'),
+        ({}, {}, ValueError, 'needs "user", "history" or "text"'),
+        ({"history": None}, {}, ValueError, 'needs "user", "history" or "text"'),
         ("ann", {}, ValueError, r"not 'ann'$"),
         (["ann"], {}, ValueError, r"not 'ann'$"),
         ({"user_id": "ann"}, {}, ValueError, "unknown key of an input 'user_id', did you mean 'user'?"),
         ({"histroy": ["numpy"]}, {}, ValueError, "did you mean 'history'?"),
-        ({"xyz": 1}, {}, ValueError, r"'xyz'\. There are user, history$"),
+        ({"xyz": 1}, {}, ValueError, r"'xyz'\. There are user, history, text$"),
         ({"user": "ann"}, {"topk": 3}, TypeError, r"unknown parameter 'topk', did you mean 'top_k'\?"),
         ({"user": "ann"}, {"candidate": []}, TypeError, "did you mean 'candidates'?"),
         ({"user": "ann"}, {"users": "users.jsonl"}, TypeError, "users is given once"),
@@ -463,3 +487,146 @@ def test_the_handler_finds_the_model_beside_its_file(handler):
 def test_a_request_without_inputs_is_told_what_one_looks_like(handler, data):
     with pytest.raises(ValueError, match=r'a request is \{"inputs": \{"history"'):
         handler(data)
+
+
+def test_a_text_is_read_as_the_corpora_read_it(changing):
+    words = changing.tokenizer.encode(" stars of the web", add_special_tokens=False)
+    ranked = changing.model.recommend([[]], [None], [words], k=3)
+    answer = changing({"text": "stars of the web"}, top_k=3)
+    assert [row["item"] for row in answer] == [ITEMS[item] for item in ranked.items[0]]
+    assert [row["score"] for row in answer] == pytest.approx(ranked.scores[0].tolist())
+    assert answer != changing({"text": "templates"}, top_k=3)
+    assert answer != changing({"text": "stars of the web", "history": ["flask"]}, top_k=3)
+
+
+def test_texts_come_in_batches_with_people_who_say_nothing(changing):
+    people = [{"text": "stars"}, {"history": ["numpy"]}, {"user": "ann", "text": "tables"}]
+    alone = [changing(person) for person in people]
+    for one, many in zip(alone, changing(people, batch_size=3), strict=True):
+        assert [row["item"] for row in one] == [row["item"] for row in many]
+        assert [row["score"] for row in one] == pytest.approx([row["score"] for row in many], abs=1e-6)
+
+
+def test_a_text_that_cannot_be_read_is_refused(rec, changing):
+    with pytest.raises(ValueError, match="trained without texts"):
+        rec({"text": "stars"})
+    with pytest.raises(ValueError, match="text is 5; it is a sentence"):
+        changing({"text": 5})
+
+
+def test_excluded_items_are_left_out_and_strangers_passed_over(rec):
+    first, second = [row["item"] for row in rec({"history": ["numpy"]}, top_k=2)]
+    assert rec({"history": ["numpy"]}, top_k=1, exclude=[first, "nobody's"])[0]["item"] == second
+
+
+def test_an_explanation_names_what_carried_an_item(changing):
+    person = {"history": ["numpy", "flask", "pandas"], "text": "web"}
+    answer = changing(person, top_k=1)[0]
+    found = changing.explain(person, answer["item"], top_k=2)
+    assert found["item"] == answer["item"]
+    assert found["score"] == pytest.approx(answer["score"], abs=1e-6)
+    words = changing.tokenizer.encode(" web", add_special_tokens=False)
+    history, target = [ITEMS.index(item) for item in person["history"]], ITEMS.index(answer["item"])
+    effects = changing.model.history_effects(history, target, None, words)
+    best = [(person["history"][place], effects[place].item()) for place in effects.argsort(descending=True)[:2]]
+    assert [(row["item"], row["effect"]) for row in found["history"]] == [pair for pair in best if pair[1] > 0]
+    with pytest.raises(ValueError, match="not in the catalogue"):
+        changing.explain(person, "nobody's")
+
+
+def test_words_of_an_explanation_add_up_over_their_pieces(changing):
+    state = torch.ones(16)
+    effects = changing._words_for("web pages of pages", state)
+    encoded = changing.tokenizer(" web pages of pages", add_special_tokens=False)["input_ids"]
+    assert {row["word"] for row in effects} <= {"web", "pages", "of"}
+    assert all(row["effect"] > 0 for row in effects)
+    assert [row["effect"] for row in effects] == sorted((row["effect"] for row in effects), reverse=True)
+    pieces = changing.model.model.text_map.word_effects(encoded, state)
+    spaces = [place for place, id in enumerate(encoded) if changing.tokenizer.decode([id]) == " "]
+    assert (
+        sum(row["effect"] for row in effects)
+        <= sum(p for n, p in enumerate(pieces) if n not in spaces and p > 0) + 1e-5
+    )
+    assert changing._words_for("", state) == []
+
+
+def test_new_items_and_users_are_served_saved_and_opened_again(changing, well_read, tmp_path):
+    before = changing({"history": ["numpy"]}, top_k=len(ITEMS))
+    changing.add_items([{"id": "starcat", "title": "The starcat", "text": "stars in tables"}])
+    after = changing({"history": ["numpy"]}, top_k=len(ITEMS) + 1)
+    assert [row["item"] for row in after if row["item"] != "starcat"] == [row["item"] for row in before]
+    odds = [row["score"] for row in after if row["item"] != "starcat"]
+    assert [odd / odds[0] for odd in odds] == pytest.approx([row["score"] / before[0]["score"] for row in before])
+    changing.add_users([{"id": "eve", "history": ["starcat", "numpy"]}])
+    served = changing({"user": "eve"}, top_k=4)
+    assert [row["item"] for row in served] == [
+        row["item"] for row in changing({"history": ["starcat", "numpy"]}, top_k=4)
+    ]
+    changing.save_pretrained(tmp_path / "changed")
+    again = pipeline("recommendation", model=str(tmp_path / "changed"), trust_remote_code=True)
+    assert again({"user": "eve"}, top_k=4) == served
+    assert again.titles[-1] == "The starcat"
+    assert again.tokenizer.encode("user_4 item_7", add_special_tokens=False) == [257 + 4, 257 + 5 + 7]
+    assert again.model.config.vocab_size == len(again.tokenizer)
+    assert json.loads((tmp_path / "changed" / "items.jsonl").read_text().splitlines()[-1])["text"] == "stars in tables"
+    assert len((well_read / "items.jsonl").read_text().splitlines()) == len(ITEMS)
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([{"id": "numpy", "text": "arrays"}], "there already: 'numpy'"),
+        ([{"id": "x", "text": "a"}, {"id": "x", "text": "b"}], "there already: 'x'"),
+        ([{"id": "x"}], "an item is"),
+        ([{"text": "a"}], "an item is"),
+    ],
+)
+def test_items_that_cannot_be_added_change_nothing(changing, items, message):
+    with pytest.raises(ValueError, match=message):
+        changing.add_items(items)
+    assert changing.model.config.num_items == len(ITEMS) == len(changing.item_ids)
+    assert not changing.is_changed
+
+
+def test_removed_items_are_gone_everywhere(changing, tmp_path):
+    before = {row["item"] for row in changing({"user": "ann"}, top_k=9)}
+    changing.remove_items(["scipy", "flask"])
+    assert {row["item"] for row in changing({"user": "ann"}, top_k=9)} == before - {"flask"}
+    with pytest.raises(ValueError, match="not in the catalogue: 'scipy'"):
+        changing.remove_items(["scipy"])
+    changing.save_pretrained(tmp_path / "changed")
+    text = (tmp_path / "changed" / "items.jsonl").read_text()
+    assert "scipy" not in text
+    assert "flask" not in text
+    again = pipeline("recommendation", model=str(tmp_path / "changed"), trust_remote_code=True)
+    assert again({"user": "cas"}) == changing({"user": "cas"})
+    ids = [json.loads(line)["history"] for line in (tmp_path / "changed" / "users.jsonl").read_text().splitlines()]
+    assert ids == [[0, 2], [3], [4, 3, 0], []]
+
+
+def test_people_who_are_forgotten_are_in_no_file(changing, tmp_path):
+    others = changing({"user": "cas"})
+    changing.remove_users(["ann", "bob"])
+    assert changing({"user": "cas"}) == others
+    with pytest.raises(ValueError, match="unknown user 'ann'"):
+        changing({"user": "ann"})
+    with pytest.raises(ValueError, match="unknown users: 'zoe'"):
+        changing.remove_users(["zoe"])
+    changing.save_pretrained(tmp_path / "changed")
+    assert not any(
+        "ann" in path.read_text(errors="ignore")
+        for path in (tmp_path / "changed").glob("*.json*")
+        if path.name != "tokenizer.json"
+    )
+    again = pipeline("recommendation", model=str(tmp_path / "changed"), trust_remote_code=True)
+    assert again({"user": "cas"}) == others
+    with pytest.raises(ValueError, match="unknown user 'ann'"):
+        again({"user": "ann"})
+
+
+def test_users_come_and_go_only_where_they_can_be_told_apart(folder):
+    (folder / "users.jsonl").unlink()
+    rec = pipeline("recommendation", model=str(folder), trust_remote_code=True)
+    for change in (rec.add_users, rec.remove_users):
+        with pytest.raises(ValueError, match=r"comes without users\.jsonl"):
+            change([{"id": "eve", "history": []}])

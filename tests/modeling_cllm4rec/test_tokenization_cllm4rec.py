@@ -24,7 +24,11 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast
 
-from modeling_cllm4rec.tokenization_cllm4rec import TokenizerWithUserItemIDTokens, train_byte_level_bpe
+from modeling_cllm4rec.tokenization_cllm4rec import (
+    TokenizerWithUserItemIDTokens,
+    resize_id_words,
+    train_byte_level_bpe,
+)
 
 LLAMA_3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -586,3 +590,31 @@ def test_two_million_id_words_load_within_eight_seconds(backbones, tmp_path):
     assert min(seconds) <= 8
     assert loaded.encode("user_1199999 item_799999") == [tokenizer.user_id(1_199_999), tokenizer.item_id(799_999)]
     assert (tmp_path / "tokenizer.json").stat().st_size < 50e6
+
+
+@pytest.mark.parametrize("as_saved", [False, True])
+@pytest.mark.parametrize(("num_users", "num_items"), [(12, 31), (10, 20), (3, 2), (1234, 1)])
+def test_id_words_of_other_numbers_of_users_and_items(backbone, tmp_path, as_saved, num_users, num_items):
+    before = TokenizerWithUserItemIDTokens.from_backbone(backbone, num_users=10, num_items=20)
+    if as_saved:
+        before.save_pretrained(tmp_path)
+        before = AutoTokenizer.from_pretrained(tmp_path)
+    resized = resize_id_words(before, num_users=num_users, num_items=num_items)
+    fresh = TokenizerWithUserItemIDTokens.from_backbone(backbone, num_users=num_users, num_items=num_items)
+    text = "Hello, user_1! Have you seen item_2, user_11 or item_30? user_0 has (item_0)."
+    assert resized.encode(text) == fresh.encode(text)
+    assert resized.decode(resized.encode(text)) == fresh.decode(fresh.encode(text))
+    assert resized.get_vocab() == fresh.get_vocab()
+    assert (resized.num_users, resized.num_items, len(resized)) == (num_users, num_items, len(fresh))
+    assert resized.special_tokens_map == fresh.special_tokens_map
+
+
+def test_id_words_that_cannot_be_counted_anew(backbone):
+    tokenizer = TokenizerWithUserItemIDTokens.from_backbone(backbone, num_users=10, num_items=20)
+    with pytest.raises(ValueError, match="at least one of each"):
+        resize_id_words(tokenizer, num_users=0, num_items=1)
+    tokenizer.add_tokens(["<late>"])
+    with pytest.raises(ValueError, match="added behind the ID words"):
+        resize_id_words(tokenizer, num_users=11, num_items=20)
+    with pytest.raises(ValueError, match="has no ID words"):
+        resize_id_words(train_byte_level_bpe([], 257), num_users=1, num_items=1)

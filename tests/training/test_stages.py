@@ -30,6 +30,7 @@ from training.stages import loop
 TIMES = ("seconds", "documents_per_second")
 FIGURES = ("ndcg_at_100", "recall_at_20", "recall_at_40")
 MODEL_FILES = [
+    "catalogue_cllm4rec.py",
     "config.json",
     "configuration_cllm4rec.py",
     "generation_config.json",
@@ -40,6 +41,7 @@ MODEL_FILES = [
     "packing_cllm4rec.py",
     "pipeline_cllm4rec.py",
     "recipe.yaml",
+    "text_cllm4rec.py",
     "tokenization_cllm4rec.py",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -221,7 +223,19 @@ def test_weights_in_the_folder_are_those_of_the_best_epoch(store_recipe, store_f
     monkeypatch.setattr("training.evaluation.scoring.Validation.__call__", scripted)
     run = finetune(recipe)
     assert progress(run, "finetune")["best_epoch"] == 2
-    assert_same(weights(run), {name: kept[1][name] for name in weights(run)})
+    trained = {name: value for name, value in weights(run).items() if "text_map" not in name}
+    assert_same(trained, {name: kept[1][name] for name in trained})
+
+
+@pytest.mark.parametrize("text_map", [True, False])
+def test_a_text_map_is_fitted_after_training_where_the_recipe_wants_it(store_recipe, store_frame, vary, text_map):
+    recipe = vary(store_recipe, pretrain={"epochs": 0}, finetune={"epochs": 0}, method={"text_map": text_map})
+    pretrain(recipe, frame=store_frame)
+    run = finetune(recipe)
+    model = AutoModelForSequenceClassification.from_pretrained(run.model)
+    assert (model.config.num_text_words > 0) == text_map == ("text map:" in (run.folder / "log").read_text())
+    assert any("text_map" in name for name in weights(run)) == text_map
+    assert not list(run.folder.glob(".text-map-*"))
 
 
 # Predictions
@@ -587,7 +601,7 @@ def test_without_text_the_content_stage_is_skipped_and_the_log_says_so(store_rec
 
 @pytest.mark.parametrize("train", ["none", "full"])
 def test_backbone_and_words_learn_only_where_the_recipe_says_full(store_recipe, store_frame, vary, train):
-    recipe = vary(store_recipe, backbone={"train": train})
+    recipe = vary(store_recipe, backbone={"train": train}, method={"text_map": False})
     start = pretrain(vary(recipe, name="start", pretrain={"epochs": 0}), frame=store_frame)
     run = trained(recipe, store_frame)
     before, after = weights(start, "pretrain"), weights(run)
@@ -644,7 +658,7 @@ def test_stages_may_differ_in_precision_within_one_process(store_recipe, store_f
     run = trained(recipe, store_frame)
     finetune(vary(recipe, finetune={"mixed_precision": "bf16"}), overwrite=True)
     predict(vary(recipe, finetune={"mixed_precision": "bf16"}))
-    assert {value.dtype for value in weights(run).values()} == {torch.float32}
+    assert {value.dtype for value in weights(run).values() if value.is_floating_point()} == {torch.float32}
     plain = pretrain(replace(store_recipe, name="plain"), frame=store_frame)
     losses = [[record["content_loss"] for record in history(of, "pretrain")] for of in (run, plain)]
     assert losses[0] != losses[1]

@@ -22,11 +22,13 @@ from training.files import copy_whole, write_text, written_whole
 from training.hub.card import card_text
 
 REMOTE_CODE = (
+    "catalogue_cllm4rec.py",
     "configuration_cllm4rec.py",
     "handler.py",
     "modeling_cllm4rec.py",
     "packing_cllm4rec.py",
     "pipeline_cllm4rec.py",
+    "text_cllm4rec.py",
     "tokenization_cllm4rec.py",
 )
 WRITTEN_BY_TRAINING = (

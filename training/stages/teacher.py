@@ -279,8 +279,8 @@ def item_similarities(texts: Texts, num_words: int, train: csr_matrix) -> np.nda
     return alike / max(spread, 1e-12)
 
 
-def similarities(texts: Texts, owner: Literal["user", "item"], num_words: int, rows: int) -> np.ndarray:
-    """Cosines of the TF-IDF vectors of all words about each user (or item), `(rows, rows)` float32."""
+def word_counts(texts: Texts, owner: Literal["user", "item"], num_words: int, rows: int) -> csr_matrix:
+    """How often each word stands in all that is written about each user (or item), prompts left out, `(rows, num_words)` float32."""
     documents = texts.documents
     document = np.repeat(np.arange(len(documents)), documents.lengths)
     place = np.arange(len(documents.values)) - np.repeat(documents.offsets[:-1], documents.lengths)
@@ -290,9 +290,27 @@ def similarities(texts: Texts, owner: Literal["user", "item"], num_words: int, r
         (np.ones(int(chosen.sum()), np.float32), (owners[chosen], documents.values[chosen])), shape=(rows, num_words)
     )
     counts.sum_duplicates()
+    return counts
+
+
+def similarities(texts: Texts, owner: Literal["user", "item"], num_words: int, rows: int) -> np.ndarray:
+    """Cosines of the TF-IDF vectors of all words about each user (or item), `(rows, rows)` float32."""
+    unit = tf_idf(word_counts(texts, owner, num_words, rows))[0]
+    return np.asarray((unit @ unit.T).toarray(), np.float32)
+
+
+def tf_idf(counts: csr_matrix, rarity: np.ndarray | None = None) -> tuple[csr_matrix, np.ndarray]:
+    """TF-IDF vectors of length 1, and the rarity of each word.
+
+    Args:
+        counts: `(rows, words)` float32.
+        rarity: `(words,)` float32; that of these rows by default.
+    """
+    rows, num_words = counts.shape
+    counts = counts.copy()
     counts.data = np.log1p(counts.data)
-    rarity = np.log((rows + 1) / (np.bincount(counts.indices, minlength=num_words) + 1)).astype(np.float32)
+    if rarity is None:
+        rarity = np.log((rows + 1) / (np.bincount(counts.indices, minlength=num_words) + 1)).astype(np.float32)
     weighted = counts @ diags(rarity)
     norms = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
-    unit = diags((1 / np.maximum(norms, 1e-12)).astype(np.float32)) @ weighted
-    return np.asarray((unit @ unit.T).toarray(), np.float32)
+    return csr_matrix(diags((1 / np.maximum(norms, 1e-12)).astype(np.float32)) @ weighted), rarity

@@ -31,9 +31,9 @@ from training.predict import predict
 from training.run import Run
 
 FILES = [
-    ".gitattributes", "README.md", "config.json", "configuration_cllm4rec.py", "generation_config.json", "handler.py",
+    ".gitattributes", "README.md", "catalogue_cllm4rec.py", "config.json", "configuration_cllm4rec.py", "generation_config.json", "handler.py",
     "items.jsonl", "model.safetensors", "modeling_cllm4rec.py", "packing_cllm4rec.py",
-    "pictures/curves.png", "pictures/items.png", "pipeline_cllm4rec.py", "recipe.yaml", "results.json", "tokenization_cllm4rec.py", "tokenizer.json",
+    "pictures/curves.png", "pictures/items.png", "pipeline_cllm4rec.py", "recipe.yaml", "results.json", "text_cllm4rec.py", "tokenization_cllm4rec.py", "tokenizer.json",
     "tokenizer_config.json",
 ]  # fmt: skip
 HISTORY = ["thing 01", "thing 04"]

@@ -1,0 +1,213 @@
+"""The text map, and a catalogue that changes without training, on the model itself."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation
+from modeling_cllm4rec.text_cllm4rec import TEXTS_PER_PASS, TextMap
+
+WORDS, USERS, ITEMS = 50, 5, 7
+PROMPT = {"history": [10, 11], "separator": [12], "recommend": [13, 14]}
+
+
+def text_map(words=(3, 8, 20, 21), width=4, seed=0):
+    made = TextMap(len(words), width)
+    torch.manual_seed(seed)
+    for name, value in made.state_dict().items():
+        value.copy_(torch.tensor(words) if name == "words" else torch.randn_like(value) * 0.3)
+    made.rarity.abs_().add_(0.1)
+    return made
+
+
+@pytest.fixture
+def model(backbone_config):
+    torch.manual_seed(1)
+    config = CLLM4RecConfig(
+        backbone_config=backbone_config, num_users=USERS, num_items=ITEMS, prompt_ids=PROMPT, num_text_words=4,
+        initializer_range=0.5,
+    )  # fmt: skip
+    made = CLLM4RecForRecommendation(config).eval()
+    made.model.text_map.load_state_dict(text_map(width=config.hidden_size).state_dict())
+    return made
+
+
+@pytest.fixture
+def without_texts(backbone_config):
+    config = CLLM4RecConfig(backbone_config=backbone_config, num_users=USERS, num_items=ITEMS, prompt_ids=PROMPT)
+    return CLLM4RecForRecommendation(config).eval()
+
+
+def logits(model, histories, users=None, texts=None):
+    return model.item_logits(model.query_states(histories, users, texts))
+
+
+def test_words_count_by_tf_idf_and_all_others_are_passed_over():
+    made = text_map()
+    bag = made.bag([[3, 20, 20, 4, 49], [], [7]])
+    expected = torch.tensor([2.0, 0, 3, 0]).log() * made.rarity
+    expected[1] = expected[3] = 0
+    torch.testing.assert_close(bag[0], expected / expected.norm())
+    assert not bag[1:].any()
+
+
+def test_texts_are_read_in_passes_to_the_same_rows():
+    made = text_map()
+    texts = [[3, 8][: 1 + number % 2] for number in range(TEXTS_PER_PASS + 3)]
+    said, nobody = made.states(texts)
+    torch.testing.assert_close(said[-1], made.states(texts[-1:])[0][0])
+    torch.testing.assert_close(said[0] + nobody, made.to_state(made.bag([[3]]))[0])
+    rows, biases = made.item_rows(texts)
+    torch.testing.assert_close(torch.cat([rows[-1], biases[-1:]]), made.to_item(made.bag(texts[-1:]))[0])
+
+
+def test_effects_of_words_add_up_to_the_logit():
+    made, state, text = text_map(), torch.randn(4), [3, 20, 49, 20]
+    effects = made.word_effects(text, state)
+    rows, biases = made.item_rows([text])
+    alone = made.to_item.bias[:-1] @ state + made.to_item.bias[-1]
+    assert sum(effects) == pytest.approx((rows[0] @ state + biases[0] - alone).item(), abs=1e-5)
+    assert effects[2] == 0
+    assert effects[1] == effects[3]
+
+
+def test_a_text_speaks_alone_or_beside_a_history(model):
+    made, text = model.model.text_map, [3, 20]
+    said, nobody = made.states([text])
+    states = model.query_states([[], [1, 2], [], [1, 2]], [None, None, 3, None], [text, text, text, None])
+    plain = model.query_states([[], [1, 2], []], [None, None, 3])
+    torch.testing.assert_close(states[0], (nobody + said[0]))
+    torch.testing.assert_close(states[1], plain[1] + made.weight_beside_history * said[0])
+    torch.testing.assert_close(states[2], plain[2] + made.weight_beside_history * said[0])
+    torch.testing.assert_close(states[3], plain[1])
+    torch.testing.assert_close(model.query_states(texts=[text])[0], states[0])
+
+
+def test_texts_change_a_ranking_and_scores_stay_probabilities(model):
+    ranked = model.recommend(texts=[[3], [8, 21]], k=ITEMS)
+    torch.testing.assert_close(ranked.scores.sum(-1), torch.ones(2))
+    assert not torch.equal(ranked.items[0], ranked.items[1])
+
+
+def test_a_model_without_texts_says_so(without_texts):
+    assert without_texts.model.text_map is None
+    with pytest.raises(ValueError, match="trained without texts"):
+        without_texts.recommend(texts=[[3]])
+    with pytest.raises(ValueError, match="trained without texts"):
+        without_texts.add_items([[3]])
+
+
+def test_there_is_a_text_for_each_person(model):
+    with pytest.raises(ValueError, match="1 texts but 2 people"):
+        model.recommend([[1], [2]], texts=[[3]])
+
+
+def test_excluded_items_are_not_shown_whatever_else_is_asked(model):
+    best = model.recommend([[0]], k=2).items[0].tolist()
+    without = model.recommend([[0]], k=ITEMS, exclude=best[:1]).items[0].tolist()
+    assert without[0] == best[1]
+    assert best[0] not in without
+    assert model.recommend([[0]], k=3, candidates=best, exclude=best[:1]).items[0].tolist() == [best[1], -1, -1]
+    with pytest.raises(IndexError, match="exclude hold an item outside"):
+        model.recommend([[0]], exclude=[ITEMS])
+
+
+def test_the_map_is_saved_with_the_model_and_does_not_learn(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(logits(again, [[1]], None, [[3, 8]]), logits(model, [[1]], None, [[3, 8]]))
+    assert not any(p.requires_grad for p in again.model.text_map.parameters())
+    half = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    assert half.model.text_map.words.tolist() == [3, 8, 20, 21]
+    assert half.recommend([[1]], texts=[[3, 8]], k=1).items.shape == (1, 1)
+
+
+@pytest.mark.parametrize("content_tower", [True, False])
+def test_new_items_leave_the_old_ones_as_they_are(model, backbone_config, content_tower, tmp_path):
+    if not content_tower:
+        changed = copy.deepcopy(model.config)
+        changed.content_tower = False
+        other = CLLM4RecForRecommendation(changed).eval()
+        other.load_state_dict(model.state_dict(), strict=False)
+        model = other
+    before = logits(model, [[0, 1], [4]], [2, None])
+    row, bias = model.model.text_map.item_rows([[3, 8]])
+    assert model.add_items([[3, 8], [20]]) == range(ITEMS, ITEMS + 2)
+    after = logits(model, [[0, 1], [4]], [2, None])
+    torch.testing.assert_close(after[:, :ITEMS], before)
+    torch.testing.assert_close(model.model.item_embeddings.weight[ITEMS], row[0])
+    torch.testing.assert_close(model.model.item_bias[ITEMS], bias[0])
+    assert model.config.vocab_size == WORDS + USERS + ITEMS + 2
+    assert model.get_output_embeddings().out_features == 9
+    assert model.get_output_embeddings().weight is model.model.item_embeddings.weight
+    assert model.recommend([[ITEMS + 1]], candidates=[ITEMS], k=1).items.item() == ITEMS
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(logits(again, [[ITEMS]]), logits(model, [[ITEMS]]))
+
+
+def test_new_items_can_be_trained_on(model):
+    model.add_items([[3, 8]])
+    model.train()
+    ids = torch.tensor([[WORDS + USERS + ITEMS, 10, 12, 13]])
+    model(ids, labels=torch.tensor([[ITEMS, 0]])).loss.backward()
+    assert model.model.item_embeddings.weight.grad[ITEMS].any()
+    assert all(p.grad is None for p in model.model.text_map.parameters())
+
+
+def test_new_users_move_the_item_tokens_and_no_score(model):
+    before = logits(model, [[0, 1], [4]], [2, None])
+    assert model.add_users(3) == range(USERS, USERS + 3)
+    torch.testing.assert_close(logits(model, [[0, 1], [4]], [2, None]), before)
+    torch.testing.assert_close(
+        model.model.user_embeddings.weight[-1], model.model.user_embeddings.weight[:USERS].mean(0)
+    )
+    assert model.model.content_user_embeddings.num_embeddings == USERS + 3
+    with pytest.raises(ValueError, match="-1 users cannot"):
+        model.add_users(-1)
+
+
+def test_removed_items_are_gone_and_the_others_keep_order_and_scores(model):
+    before = logits(model, [[0, 6]])
+    moved = model.remove_items([2, 5])
+    assert moved.tolist() == [0, 1, -1, 2, 3, -1, 4]
+    after = logits(model, [[0, 4]])
+    torch.testing.assert_close(after, before[:, [0, 1, 3, 4, 6]])
+    assert model.config.num_items == 5 == len(model.model.content_item_embeddings.weight)
+    with pytest.raises(IndexError, match="item 5 is outside"):
+        model.remove_items([5])
+    with pytest.raises(ValueError, match="all items"):
+        model.remove_items(range(5))
+    assert model.config.num_items == 5
+
+
+def test_forgotten_users_leave_nothing_in_the_tables(model):
+    before = [table.weight.clone() for table in (model.model.user_embeddings, model.model.content_user_embeddings)]
+    model.remove_users([1, 4])
+    for table, old in zip((model.model.user_embeddings, model.model.content_user_embeddings), before, strict=True):
+        assert torch.equal(table.weight[[0, 2, 3]], old[[0, 2, 3]])
+        torch.testing.assert_close(table.weight[4], old[[0, 2, 3]].mean(0))
+        assert torch.equal(table.weight[1], table.weight[4])
+    with pytest.raises(IndexError, match="user 5 is outside"):
+        model.remove_users([USERS])
+
+
+@pytest.mark.parametrize("tokens_at_a_time", [2**14, 4])
+def test_effects_are_what_the_likelihood_loses_without_an_item(model, monkeypatch, tokens_at_a_time):
+    monkeypatch.setattr("modeling_cllm4rec.modeling_cllm4rec.TOKENS_AT_A_TIME", tokens_at_a_time)
+    effects = model.history_effects([1, 2, 5], 3, user=4, text=[3])
+    whole = logits(model, [[1, 2, 5]], [4], [[3]]).log_softmax(-1)[0, 3]
+    without = logits(model, [[1, 5]], [4], [[3]]).log_softmax(-1)[0, 3]
+    torch.testing.assert_close(effects[1], whole - without)
+    assert effects.shape == (3,)
+
+
+def test_items_that_a_prompt_has_no_room_for_have_no_effect(model):
+    model.config.max_history = 2
+    effects = model.history_effects([1, 2, 5], 3)
+    assert effects[0] == 0
+    assert effects[1:].all()
+    with pytest.raises(IndexError, match="item 7"):
+        model.history_effects([1], ITEMS)

@@ -1,0 +1,253 @@
+"""The text map, fitted in closed form when training has ended: ridge regression from TF-IDF to what the trained model knows.
+
+Not in the paper. A person's words lead to the state whose item scores come nearest to the person's history; an item's words lead to
+its embedding and bias. Everything is chosen by leave-one-out predictions, which cost nothing beside the fit, and the weight of a
+text beside a history on the validation split.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from scipy.linalg import cho_factor, cho_solve
+from scipy.sparse import csr_matrix, diags, vstack
+
+from modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.text_cllm4rec import TextMap
+from training.data.batches import layout_of
+from training.data.corpora import Corpora
+from training.evaluation.ranking import evaluate_scores
+from training.evaluation.scoring import ModelScores, split_matrix
+from training.stages.teacher import MOST_ROWS, tf_idf, word_counts
+
+logger = logging.getLogger(__name__)
+
+RIDGES = (0.3, 1.0, 3.0, 10.0)
+WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0)
+SCALES = (2.0, 4.0, 8.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0)
+# Where people have no texts of their own there is nothing to choose the weight by.
+USUAL_WEIGHT = 0.5
+LEAST_DOCUMENTS, MOST_WORDS = 2, 20_000
+COMPARED_USERS = 2_000
+SCORES_AT_A_TIME = 2**25
+
+
+@dataclass(frozen=True)
+class FittedTextMap:
+    """How a text map was chosen; NDCG@100 of leave-one-out predictions of the training histories, and on validation."""
+
+    words: int
+    user_ridge: float
+    user_ndcg_at_100: float
+    item_ridge: float
+    item_ndcg_at_100: float
+    scale: float
+    weight_beside_history: float
+    validation_ndcg_at_100: float
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """A ridge regression `y ≈ x · coefficients + mean`.
+
+    Attributes:
+        ridge: The penalty.
+        coefficients: `(inputs, outputs)` float32.
+        mean: `(outputs,)` float32.
+        left_out: Of each row its prediction by the others, `(rows, outputs)` float32.
+    """
+
+    ridge: float
+    coefficients: np.ndarray
+    mean: np.ndarray
+    left_out: np.ndarray
+
+    @classmethod
+    def fit(cls, inputs: csr_matrix, outputs: np.ndarray, ridge: float) -> "Ridge":
+        """Kernel ridge regression on rows whose outputs have their mean taken away."""
+        mean = outputs.mean(0)
+        centred = (outputs - mean).astype(np.float64)
+        kernel = (inputs @ inputs.T).toarray().astype(np.float64)
+        inverse = cho_solve(cho_factor(kernel + ridge * np.eye(len(kernel))), np.eye(len(kernel)))
+        dual = inverse @ centred
+        # y - ŷ of a row that is left out is its dual coefficient over the diagonal of the inverse.
+        left_out = centred - dual / np.diag(inverse)[:, None] + mean
+        return cls(
+            ridge,
+            (inputs.T @ dual).astype(np.float32),
+            mean.astype(np.float32),
+            left_out.astype(np.float32),
+        )
+
+
+def fit_text_map(model: CLLM4RecForRecommendation, corpora: Corpora, seed: int) -> FittedTextMap | None:
+    """Give a trained model its text map; None, and no map, where there are no texts.
+
+    Where only items (or only users) have texts, those of a user's items (an item's users) speak for the user (the item).
+
+    Args:
+        model: Changed in place.
+        corpora: What it was trained on.
+        seed: Of the rows and users that are looked at where there are too many.
+    """
+    texts, num_words = corpora.texts("content"), corpora.num_words
+    train = split_matrix(corpora, "recommendation")
+    user_words = word_counts(texts, "user", num_words, corpora.num_users)
+    item_words = word_counts(texts, "item", num_words, corpora.num_items)
+    if not user_words.nnz and not item_words.nnz:
+        return None
+    own_texts = user_words.nnz > 0
+    if not own_texts:
+        user_words = csr_matrix(train @ item_words)
+    elif not item_words.nnz:
+        item_words = csr_matrix(train.T @ user_words)
+    documents = np.bincount(user_words.indices, minlength=num_words) + np.bincount(
+        item_words.indices, minlength=num_words
+    )
+    words = np.argsort(-documents, kind="stable")[:MOST_WORDS]
+    words = np.sort(words[documents[words] >= LEAST_DOCUMENTS])
+    if not len(words):
+        return None
+    user_words, item_words = user_words[:, words], item_words[:, words]
+    rarity = tf_idf(csr_matrix(vstack([user_words, item_words])))[1]
+    rng = np.random.default_rng(seed)
+
+    weight, bias = item_head(model)
+    to_state = np.linalg.inv(weight.T @ weight + 1e-3 * np.eye(weight.shape[1])) @ weight.T  # (width, items)
+    lengths = np.diff(train.indptr)
+    users = some((lengths > 0) & (np.diff(user_words.indptr) > 0), MOST_ROWS, rng)
+    wanted = (diags(1 / np.sqrt(lengths[users])) @ train[users]) @ to_state.T
+    of_users = best_ridge(
+        tf_idf(user_words[users], rarity)[0], wanted, lambda left_out: (left_out, weight), train, users
+    )
+    scale = best_scale(of_users[0].left_out @ weight.T, bias - weight @ (to_state @ bias), train[users])
+
+    rows = some((np.diff(train.tocsc().indptr) > 0) & (np.diff(item_words.indptr) > 0), MOST_ROWS, rng)
+    scores = ModelScores(
+        model, *corpora.histories("recommendation"), layout_of(corpora), model.config.max_history, user_tokens=False
+    )
+    compared = some(lengths > 0, COMPARED_USERS, rng)
+    states = scores.states(compared).float().cpu().numpy()
+    with_ones = np.concatenate([states, np.ones((len(states), 1), np.float32)], 1)
+    of_items = best_ridge(
+        tf_idf(item_words[rows], rarity)[0],
+        np.concatenate([weight, bias[:, None]], 1)[rows],
+        lambda left_out: (with_ones, left_out),
+        train[:, rows],
+        compared,
+    )
+
+    made = TextMap(len(words), weight.shape[1])
+    made.words.copy_(torch.from_numpy(words))
+    made.rarity.copy_(torch.from_numpy(rarity))
+    user_map, item_map = of_users[0], of_items[0]
+    made.to_state.weight.copy_(torch.from_numpy(scale * user_map.coefficients.T))
+    made.to_state.bias.copy_(torch.from_numpy(scale * user_map.mean - (to_state @ bias).astype(np.float32)))
+    made.to_item.weight.copy_(torch.from_numpy(item_map.coefficients.T))
+    made.to_item.bias.copy_(torch.from_numpy(item_map.mean))
+    chosen, reached = USUAL_WEIGHT, 0.0
+    if own_texts:
+        said = np.zeros((corpora.num_users, weight.shape[1]), np.float32)
+        said[users] = scale * (user_map.left_out - user_map.mean)
+        chosen, reached = best_weight(
+            scores, said, weight, bias, train, split_matrix(corpora, "validation"), users, rng
+        )
+    made.weight_beside_history.fill_(chosen)
+    model.config.num_text_words = len(words)
+    model.model.text_map = made.to(model.device, model.dtype)
+    fitted = FittedTextMap(len(words), user_map.ridge, of_users[1], item_map.ridge, of_items[1], scale, chosen, reached)
+    logger.info("text map: %s", ", ".join(f"{name} {value:.4g}" for name, value in asdict(fitted).items()))
+    return fitted
+
+
+def item_head(model: CLLM4RecForRecommendation) -> tuple[np.ndarray, np.ndarray]:
+    """The item head's rows and biases, `(items, width)` and `(items,)` float32."""
+    weight = model.model.item_embeddings.weight.detach().float().cpu().numpy()
+    bias = model.model.item_bias
+    return weight, np.zeros(len(weight), np.float32) if bias is None else bias.detach().float().cpu().numpy()
+
+
+def some(chosen: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Places where `chosen` is true, a sample of them where there are more than `most`, ascending."""
+    places = np.flatnonzero(chosen)
+    return places if len(places) <= most else np.sort(rng.choice(places, most, replace=False))
+
+
+def best_ridge(
+    inputs: csr_matrix,
+    outputs: np.ndarray,
+    factors: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    train: csr_matrix,
+    users: np.ndarray,
+) -> tuple[Ridge, float]:
+    """The ridge whose leave-one-out predictions rank the training histories best, and its NDCG@100.
+
+    Args:
+        inputs: `(rows, words)`.
+        outputs: `(rows, outputs)`.
+        factors: Leave-one-out predictions to the factors of users `(len(users), k)` and of items `(items, k)`.
+        train: `(num_users, items)` of ones.
+        users: Of the rows of user factors.
+    """
+    histories = csr_matrix(train[users])
+    none = np.empty(0, np.float32)
+    nothing = csr_matrix((none, (none.astype(int), none.astype(int))), shape=histories.shape)
+    places = np.flatnonzero(np.diff(histories.indptr))[:COMPARED_USERS]
+    batch_size = max(SCORES_AT_A_TIME // histories.shape[1], 1)
+    best: tuple[Ridge, float] | None = None
+    for ridge in RIDGES:
+        fitted = Ridge.fit(inputs, outputs, ridge)
+        of_users, of_items = factors(fitted.left_out)
+        value = float(
+            evaluate_scores(
+                lambda chosen, left=of_users, right=of_items: left[chosen] @ right.T,
+                places, nothing, histories, batch_size=batch_size,
+            ).ndcg_at_100.mean()
+        )  # fmt: skip
+        if best is None or value > best[1]:
+            best = fitted, value
+    assert best is not None
+    return best
+
+
+def best_scale(scores: np.ndarray, bias: np.ndarray, histories: csr_matrix) -> float:
+    """The factor of scores `(users, items)` under which the histories are likeliest, biases `(items,)` being added."""
+    scores, pairs = scores[:COMPARED_USERS], histories[:COMPARED_USERS].tocoo()
+    found = torch.from_numpy(np.asarray(scores, np.float32))
+    likelihood = [
+        (scale * found + torch.from_numpy(np.asarray(bias, np.float32))).log_softmax(-1)[pairs.row, pairs.col].sum()
+        for scale in SCALES
+    ]
+    return SCALES[int(torch.stack(likelihood).argmax())]
+
+
+def best_weight(
+    scores: ModelScores,
+    said: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    train: csr_matrix,
+    validation: csr_matrix,
+    users: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[float, float]:
+    """How much a text counts beside a history, and the NDCG@100 on validation with it."""
+    judged = some(np.isin(np.arange(len(said)), users) & (np.diff(validation.indptr) > 0), COMPARED_USERS, rng)
+    if not len(judged):
+        return USUAL_WEIGHT, 0.0
+    states = np.zeros_like(said)
+    states[judged] = scores.states(judged).float().cpu().numpy()
+    batch_size = max(SCORES_AT_A_TIME // len(weight), 1)
+
+    def reached(share: float) -> float:
+        measured = evaluate_scores(
+            lambda chosen: (states[chosen] + share * said[chosen]) @ weight.T + bias,
+            judged, train, validation, batch_size=batch_size,
+        )  # fmt: skip
+        return float(measured.ndcg_at_100.mean())
+
+    values = [reached(share) for share in WEIGHTS]
+    best = int(np.argmax(values))
+    return WEIGHTS[best], values[best]
