@@ -17,12 +17,12 @@ NO_TEXTS = "this model was trained without texts of items or users (or published
 
 
 @torch.no_grad()
-def add_items(model: "CLLM4RecForRecommendation", texts: Sequence[Sequence[int]]) -> range:
+def add_items(model: "CLLM4RecForRecommendation", texts: Sequence[str]) -> range:
     """Rows for items that have nothing but a text; scores of the others among themselves stay as they are.
 
     Args:
         model: Changed in place.
-        texts: Word ids of each new item's text.
+        texts: Of each new item.
 
     Returns:
         The new items' indices.

@@ -47,7 +47,7 @@ class CLLM4RecConfig(PreTrainedConfig):
         max_history (`int`): Items of a history that a prompt holds; the oldest are left out.
         prompt_ids (`dict[str, list[int]]`): Word ids of the recommendation prompt's hard parts, with the keys `history`
             (" has interacted with"), `separator` (",") and `recommend` (" will interact with").
-        num_text_words (`int`): Words that the text map counts, by which texts of people and of new items are read; 0: there is
+        num_text_terms (`int`): Terms that the text map counts, by which texts of people and of new items are read; 0: there is
             no such map.
         initializer_range (`float`): Standard deviation of the user and item embeddings at the start.
         format_version (`int`): Version of the saved folder's layout.
@@ -80,7 +80,7 @@ class CLLM4RecConfig(PreTrainedConfig):
     mask_prompt_items: bool = True
     max_history: int = 512
     prompt_ids: dict[str, list[int]] | None = None
-    num_text_words: int = 0
+    num_text_terms: int = 0
     initializer_range: float = 0.02
     format_version: int = FORMAT_VERSION
     tie_word_embeddings: bool = True

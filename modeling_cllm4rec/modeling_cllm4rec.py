@@ -129,7 +129,7 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         if isinstance(module, (nn.Embedding, nn.Linear)):
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
         elif isinstance(module, TextMap):
-            init.copy_(module.words, torch.arange(len(module.words)))
+            init.copy_(module.terms, torch.arange(len(module.terms)))
             init.ones_(module.rarity)
             init.ones_(module.weight_beside_history)
         elif isinstance(module, CLLM4RecModel) and module.item_bias is not None:
@@ -308,7 +308,7 @@ class CLLM4RecModel(CLLM4RecPreTrainedModel):
             self.content_user_embeddings = nn.Embedding(user_rows, width)
             self.content_item_embeddings = nn.Embedding(config.num_items, width)
         self.item_bias = nn.Parameter(torch.zeros(config.num_items)) if config.item_bias else None
-        self.text_map = TextMap(config.num_text_words, width) if config.num_text_words else None
+        self.text_map = TextMap(config.num_text_terms, width) if config.num_text_terms else None
         tied = config.get_text_config().tie_word_embeddings
         self.word_head = None if tied else nn.Parameter(torch.empty(config.num_words, width).normal_(std=0.02))
         self.post_init()
@@ -797,7 +797,7 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
         self,
         histories: Sequence[Sequence[int]] | None = None,
         users: Sequence[int | None] | None = None,
-        texts: Sequence[Sequence[int] | None] | None = None,
+        texts: Sequence[str | None] | None = None,
     ) -> torch.Tensor:
         """What the item head reads about each person, `(batch, width)`.
 
@@ -806,7 +806,7 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
         Args:
             histories: As in [`~CLLM4RecForRecommendation.recommend`].
             users: Alike.
-            texts: Word ids of what each person says of itself or wants; None for somebody who says nothing.
+            texts: What each person says of itself or wants; None for somebody who says nothing.
 
         Raises:
             ValueError, IndexError: as [`~CLLM4RecForRecommendation.prepare_prompts`]; ValueError also where there are texts but
@@ -825,7 +825,7 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
             raise ValueError(f"a text is given, but {NO_TEXTS}; give a history or a user instead")
         if len(texts) != len(states):
             raise ValueError(f"{len(texts)} texts but {len(states)} people; there is one text, or None, for each")
-        said, nobody = text_map.states([() if text is None else text for text in texts])
+        said, nobody = text_map.states(["" if text is None else text for text in texts])
         blended = []
         for row, text in enumerate(texts):
             known = (histories is not None and len(histories[row]) > 0) or (
@@ -841,7 +841,7 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
 
     @torch.no_grad()
     def history_effects(
-        self, history: Sequence[int], item: int, user: int | None = None, text: Sequence[int] | None = None
+        self, history: Sequence[int], item: int, user: int | None = None, text: str | None = None
     ) -> torch.Tensor:
         """How much each item of a history raises the log-probability of an item: what it loses when that one is left out.
 
@@ -849,7 +849,7 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
             history: Item indices, the oldest first; those over `config.max_history` have no effect.
             item: The item's index.
             user: User index, or None.
-            text: Word ids of the person's text, or None.
+            text: The person's text, or None.
 
         Returns:
             `(len(history),)` float32, in nats.
@@ -885,7 +885,7 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
         self,
         histories: Sequence[Sequence[int]] | None = None,
         users: Sequence[int | None] | None = None,
-        texts: Sequence[Sequence[int] | None] | None = None,
+        texts: Sequence[str | None] | None = None,
         *,
         k: int = 10,
         exclude_seen: bool = True,
@@ -898,7 +898,7 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
         Args:
             histories: Item indices of each person, the oldest first.
             users: User index of each person; None for somebody the model does not know.
-            texts: Word ids of what each person says of itself or wants; None for somebody who says nothing.
+            texts: What each person says of itself or wants; None for somebody who says nothing.
             k: How many items; at most `num_items` are given.
             exclude_seen: Whether what a person has seen is left out of the ranking, also what the prompt has no room for.
             seen: Item indices that each person has seen; the histories by default.

@@ -6,7 +6,6 @@ It reads `items.jsonl` beside the model and, where a folder publishes its users,
 import difflib
 import itertools
 import json
-import re
 import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -159,7 +158,7 @@ class RecommendationPipeline(Pipeline):
         return {}, parameters, {}
 
     def preprocess(self, person: Any) -> dict[str, tuple[int | None, tuple[int, ...], tuple[int, ...], Any]]:
-        """User index or None, history, everything seen, and the words of the text or None, of one input.
+        """User index or None, history, everything seen, and the text or None, of one input.
 
         They stay one tuple, which transformers' batching puts in a list as it is: the model makes the prompts of a batch,
         so that padding is the same whatever tokenizer is loaded.
@@ -176,14 +175,15 @@ class RecommendationPipeline(Pipeline):
             raise ValueError(
                 'an input needs "user", "history" or "text"; {"history": []} asks for nobody in particular'
             )
-        words = None if text is None else tuple(self._words(text))
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"text is {text!r}; it is a sentence")
         user, trained = (None, ()) if raw_user is None else self._find_user(raw_user)
         history = trained if raw_history is None else self._known_history(raw_history)
         if not self.model.config.user_embeddings or (user is not None and user in self.untrained):
             user = None  # known by the history alone
-        if user is None and not history and words is None:
+        if user is None and not history and text is None:
             logger.warning("The history is empty: this is what the model recommends to nobody in particular.")
-        return {"person": (user, history, history + trained, words)}
+        return {"person": (user, history, history + trained, text)}
 
     def _forward(self, inputs: dict[str, Any], top_k: int = 10, **options: Any) -> dict[str, Any]:
         people = inputs["person"] if isinstance(inputs["person"], list) else [inputs["person"]]
@@ -233,12 +233,12 @@ class RecommendationPipeline(Pipeline):
         """
         if not isinstance(top_k, Integral) or isinstance(top_k, bool) or top_k < 1:
             raise ValueError(f"top_k is {top_k!r}; it is a number of items, at least 1")
-        user, history, _, words = self.preprocess(person)["person"]
+        user, history, _, text = self.preprocess(person)["person"]
         index = find(self.item_index, item)
         if index is None:
             raise ValueError(f"item {item!r} is not in the catalogue")
-        effects = self.model.history_effects(history, index, user, words).tolist()
-        state = self.model.query_states([history], [user], [words])
+        effects = self.model.history_effects(history, index, user, text).tolist()
+        state = self.model.query_states([history], [user], [text])
         score = self.model.item_logits(state).float().softmax(-1)[0, index].item()
         carried = sorted(zip(history, effects, strict=True), key=lambda pair: -pair[1])[:top_k]
         return {
@@ -267,8 +267,8 @@ class RecommendationPipeline(Pipeline):
             if record.get("id") is None or not isinstance(record.get("text"), str):
                 raise ValueError(f'an item is {{"id": raw id, "title": "…", "text": "…"}}, not {record!r}')
         self._check_new([record["id"] for record in records], self.item_index, "item")
-        known, texts = self.item_records, [self._words(record["text"]) for record in records]
-        indices = self.model.add_items(texts)
+        known = self.item_records
+        indices = self.model.add_items([record["text"] for record in records])
         for index, record in zip(indices, records, strict=True):
             known.append({"id": record["id"], "title": record.get("title"), "text": record["text"], "popularity": 0})
             self.item_ids.append(record["id"])
@@ -364,30 +364,11 @@ class RecommendationPipeline(Pipeline):
             config = self.model.config
             self.tokenizer = resize_id_words(self.tokenizer, num_users=config.num_users, num_items=config.num_items)
 
-    def _words(self, text: Any) -> list[int]:
-        """Word ids of a text, as in the corpora."""
-        if not isinstance(text, str):
-            raise ValueError(f"text is {text!r}; it is a sentence")
-        if self.tokenizer is None:
-            raise ValueError("a text cannot be read: the model was opened without its tokenizer; give tokenizer=…")
-        return self.tokenizer.encode(f" {text}", add_special_tokens=False)
-
     def _words_for(self, text: str, state: Any) -> list[dict[str, Any]]:
         """The words of an item's text that add to its logit in this state, the strongest first."""
         text_map = self.model.base.text_map
-        if text_map is None or self.tokenizer is None or not text:
-            return []
-        encoded = self.tokenizer(f" {text}", add_special_tokens=False, return_offsets_mapping=True)
-        effects = text_map.word_effects(encoded["input_ids"], state)
-        words: dict[str, float] = {}
-        for found in re.finditer(r"\w[\w'-]*", f" {text}"):
-            inside = [
-                effect
-                for effect, (start, end) in zip(effects, encoded["offset_mapping"], strict=True)
-                if end > found.start() and start < found.end()
-            ]
-            words[found[0].lower()] = words.get(found[0].lower(), 0.0) + sum(inside)
-        ranked = sorted(words.items(), key=lambda pair: -pair[1])
+        effects = {} if text_map is None else text_map.word_effects(text, state)
+        ranked = sorted(effects.items(), key=lambda pair: -pair[1])
         return [{"word": word, "effect": effect} for word, effect in ranked if effect > 0]
 
     def _find_user(self, raw: Any) -> tuple[int, tuple[int, ...]]:

@@ -4,53 +4,84 @@ Two ridge maps over TF-IDF of the words, fitted in closed form when training end
 weights. With them somebody who has only a sentence is served, and an item that has only a text gets its embedding.
 """
 
+import itertools
+import re
+import zlib
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-# Texts whose words are counted at a time: the counts are dense.
+WORD = re.compile(r"\w\w+")
+PREFIX = 5
+
+# Texts whose terms are counted at a time: the counts are dense.
 TEXTS_PER_PASS = 256
 
 
-class TextMap(nn.Module):
-    """Two linear maps of a text's words; their weights do not learn with the model's.
+def words_of(text: str) -> list[str]:
+    """The words of a text, in lower case, of two letters or more."""
+    return WORD.findall(text.lower())
+
+
+def terms_of(words: Sequence[str]) -> list[tuple[int, tuple[int, ...]]]:
+    """What is counted of a text: its words, their first five letters, and pairs of neighbours.
 
     Args:
-        num_text_words: How many words count; all others are passed over.
+        words: Of [`words_of`].
+
+    Returns:
+        Of each term its number (CRC-32, so that no vocabulary has to travel along) and the places of the words that it is made of.
+    """
+    terms = [(number_of(word), (place,)) for place, word in enumerate(words)]
+    terms += [(number_of(f"{word[:PREFIX]}*"), (place,)) for place, word in enumerate(words)]
+    pairs = itertools.pairwise(words)
+    return terms + [(number_of(f"{one} {next}"), (place, place + 1)) for place, (one, next) in enumerate(pairs)]
+
+
+def number_of(term: str) -> int:
+    """The number of a term, in [0, 2**32)."""
+    return zlib.crc32(term.encode())
+
+
+class TextMap(nn.Module):
+    """Two linear maps of a text's terms; their weights do not learn with the model's.
+
+    Args:
+        num_text_terms: How many terms count; all others are passed over.
         width: Of the hidden states.
     """
 
-    def __init__(self, num_text_words: int, width: int) -> None:
+    def __init__(self, num_text_terms: int, width: int) -> None:
         super().__init__()
-        # Word ids in ascending order.
-        self.register_buffer("words", torch.arange(num_text_words))
-        self.words: torch.Tensor
-        self.rarity = nn.Parameter(torch.ones(num_text_words))
-        self.to_state = nn.Linear(num_text_words, width)
+        # Numbers of the terms, ascending.
+        self.register_buffer("terms", torch.arange(num_text_terms))
+        self.terms: torch.Tensor
+        self.rarity = nn.Parameter(torch.ones(num_text_terms))
+        self.to_state = nn.Linear(num_text_terms, width)
         # The last output is the item's bias.
-        self.to_item = nn.Linear(num_text_words, width + 1)
+        self.to_item = nn.Linear(num_text_terms, width + 1)
         self.weight_beside_history = nn.Parameter(torch.ones(1))
         self.requires_grad_(False)
 
-    def bag(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """TF-IDF vectors of length 1, or 0 where no word counts: `(texts, num_text_words)`, float32.
-
-        Args:
-            texts: Word ids of each text, in `[0, N)`.
-        """
-        device = self.words.device
-        counts = torch.zeros(len(texts), len(self.words), device=device)
-        rows = torch.arange(len(texts)).repeat_interleave(torch.tensor([len(text) for text in texts])).to(device)
-        ids = torch.tensor([word for text in texts for word in text], dtype=torch.long, device=device)
-        places = torch.searchsorted(self.words, ids).clamp(max=len(self.words) - 1)
-        counted = self.words[places] == ids
-        counts.index_put_(
-            (rows[counted], places[counted]), torch.ones((), device=device).expand(int(counted.sum())), accumulate=True
-        )
+    def bag(self, texts: Sequence[str]) -> torch.Tensor:
+        """TF-IDF vectors of length 1, or 0 where no term counts: `(texts, num_text_terms)`, float32."""
+        device = self.terms.device
+        numbers = [[number for number, _ in terms_of(words_of(text))] for text in texts]
+        rows = torch.arange(len(texts)).repeat_interleave(torch.tensor([len(row) for row in numbers])).to(device)
+        places, counted = self.places([number for row in numbers for number in row])
+        counts = torch.zeros(len(texts), len(self.terms), device=device)
+        ones = torch.ones(int(counted.sum()), device=device)
+        counts.index_put_((rows[counted], places[counted]), ones, accumulate=True)
         return nn.functional.normalize(counts.log1p() * self.rarity.float(), dim=1)
 
-    def states(self, texts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def places(self, numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Places of terms among those that count, int64 `(n,)`, and whether each does, bool `(n,)`."""
+        wanted = torch.tensor(numbers, dtype=torch.long, device=self.terms.device)
+        places = torch.searchsorted(self.terms, wanted).clamp(max=len(self.terms) - 1)
+        return places, self.terms[places] == wanted
+
+    def states(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """What texts add to a state, and the state of somebody unknown: `(texts, width)` and `(width,)`, float32."""
         parts = [
             self.bag(texts[start : start + TEXTS_PER_PASS]) @ self.to_state.weight.float().T
@@ -58,19 +89,22 @@ class TextMap(nn.Module):
         ]
         return torch.cat(parts), self.to_state.bias.float()
 
-    def word_effects(self, text: Sequence[int], state: torch.Tensor) -> list[float]:
-        """What each word of an item's text adds to its logit in a state `(width,)`; 0 where a word does not count.
-
-        The effect of a word that stands there several times is shared among its places.
-        """
-        bag = self.bag([text])[0]
+    def word_effects(self, text: str, state: torch.Tensor) -> dict[str, float]:
+        """What each word of an item's text adds to its logit in a state `(width,)`; a term's part is shared among its words."""
+        words = words_of(text)
+        terms = terms_of(words)
+        places, counted = self.places([number for number, _ in terms])
         weight = self.to_item.weight.float()
-        effects = bag * (state.float() @ weight[:-1] + weight[-1])
-        effect = {word: value for word, value in zip(self.words.tolist(), effects.tolist(), strict=True) if value}
-        counts = {word: text.count(word) for word in set(text)}
-        return [effect.get(word, 0.0) / counts[word] for word in text]
+        effects = self.bag([text])[0] * (state.float() @ weight[:-1] + weight[-1])
+        times = places[counted].bincount(minlength=len(self.terms)).clamp(min=1)
+        shares = ((effects / times)[places] * counted).tolist()
+        found = dict.fromkeys(words, 0.0)
+        for (_, of_words), share in zip(terms, shares, strict=True):
+            for place in of_words:
+                found[words[place]] += share / len(of_words)
+        return found
 
-    def item_rows(self, texts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def item_rows(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings `(texts, width)` and biases `(texts,)` of items that have these texts, float32."""
         rows = torch.cat(
             [

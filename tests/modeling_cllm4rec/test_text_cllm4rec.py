@@ -7,17 +7,21 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation
-from modeling_cllm4rec.text_cllm4rec import TEXTS_PER_PASS, TextMap
+from modeling_cllm4rec.text_cllm4rec import TEXTS_PER_PASS, TextMap, number_of, terms_of, words_of
 
 WORDS, USERS, ITEMS = 50, 5, 7
 PROMPT = {"history": [10, 11], "separator": [12], "recommend": [13, 14]}
 
 
-def text_map(words=(3, 8, 20, 21), width=4, seed=0):
-    made = TextMap(len(words), width)
+TERMS = ["stars", "stars*", "web", "web*", "tables", "web stars"]
+NUMBERS = sorted(map(number_of, TERMS))
+
+
+def text_map(width=4, seed=0):
+    made = TextMap(len(NUMBERS), width)
     torch.manual_seed(seed)
     for name, value in made.state_dict().items():
-        value.copy_(torch.tensor(words) if name == "words" else torch.randn_like(value) * 0.3)
+        value.copy_(torch.tensor(NUMBERS) if name == "terms" else torch.randn_like(value) * 0.3)
     made.rarity.abs_().add_(0.1)
     return made
 
@@ -26,7 +30,7 @@ def text_map(words=(3, 8, 20, 21), width=4, seed=0):
 def model(backbone_config):
     torch.manual_seed(1)
     config = CLLM4RecConfig(
-        backbone_config=backbone_config, num_users=USERS, num_items=ITEMS, prompt_ids=PROMPT, num_text_words=4,
+        backbone_config=backbone_config, num_users=USERS, num_items=ITEMS, prompt_ids=PROMPT, num_text_terms=len(TERMS),
         initializer_range=0.5,
     )  # fmt: skip
     made = CLLM4RecForRecommendation(config).eval()
@@ -44,37 +48,51 @@ def logits(model, histories, users=None, texts=None):
     return model.item_logits(model.query_states(histories, users, texts))
 
 
-def test_words_count_by_tf_idf_and_all_others_are_passed_over():
+def test_words_their_prefixes_and_pairs_of_neighbours_are_counted():
+    words = words_of("Star-catalogues, of 2 ÜBER-stars")
+    assert words == ["star", "catalogues", "of", "über", "stars"]
+    terms = dict(terms_of(words[:3]))
+    expected = {"star": (0,), "star*": (0,), "catalogues": (1,), "catal*": (1,), "of": (2,), "of*": (2,)}
+    expected |= {"star catalogues": (0, 1), "catalogues of": (1, 2)}
+    assert terms == {number_of(term): places for term, places in expected.items()}
+    assert number_of("stars") == 18726956
+    assert terms_of([]) == []
+
+
+def test_terms_count_by_tf_idf_and_all_others_are_passed_over():
     made = text_map()
-    bag = made.bag([[3, 20, 20, 4, 49], [], [7]])
-    expected = torch.tensor([2.0, 0, 3, 0]).log() * made.rarity
-    expected[1] = expected[3] = 0
+    bag = made.bag(["Stars! web, stars", "", "of nothing"])
+    counts = {"stars": 2, "stars*": 2, "web": 1, "web*": 1, "web stars": 1}
+    expected = torch.zeros(len(TERMS))
+    for term, count in counts.items():
+        place = NUMBERS.index(number_of(term))
+        expected[place] = torch.tensor(float(count)).log1p() * made.rarity[place]
     torch.testing.assert_close(bag[0], expected / expected.norm())
     assert not bag[1:].any()
 
 
 def test_texts_are_read_in_passes_to_the_same_rows():
     made = text_map()
-    texts = [[3, 8][: 1 + number % 2] for number in range(TEXTS_PER_PASS + 3)]
+    texts = ["stars web"[: 5 + 4 * (number % 2)] for number in range(TEXTS_PER_PASS + 3)]
     said, nobody = made.states(texts)
     torch.testing.assert_close(said[-1], made.states(texts[-1:])[0][0])
-    torch.testing.assert_close(said[0] + nobody, made.to_state(made.bag([[3]]))[0])
+    torch.testing.assert_close(said[0] + nobody, made.to_state(made.bag(["stars"]))[0])
     rows, biases = made.item_rows(texts)
     torch.testing.assert_close(torch.cat([rows[-1], biases[-1:]]), made.to_item(made.bag(texts[-1:]))[0])
 
 
 def test_effects_of_words_add_up_to_the_logit():
-    made, state, text = text_map(), torch.randn(4), [3, 20, 49, 20]
+    made, state, text = text_map(), torch.randn(4), "Web stars of stars"
     effects = made.word_effects(text, state)
     rows, biases = made.item_rows([text])
     alone = made.to_item.bias[:-1] @ state + made.to_item.bias[-1]
-    assert sum(effects) == pytest.approx((rows[0] @ state + biases[0] - alone).item(), abs=1e-5)
-    assert effects[2] == 0
-    assert effects[1] == effects[3]
+    assert sum(effects.values()) == pytest.approx((rows[0] @ state + biases[0] - alone).item(), abs=1e-5)
+    assert list(effects) == ["web", "stars", "of"]
+    assert effects["of"] == 0 != effects["web"]
 
 
 def test_a_text_speaks_alone_or_beside_a_history(model):
-    made, text = model.model.text_map, [3, 20]
+    made, text = model.model.text_map, "web stars"
     said, nobody = made.states([text])
     states = model.query_states([[], [1, 2], [], [1, 2]], [None, None, 3, None], [text, text, text, None])
     plain = model.query_states([[], [1, 2], []], [None, None, 3])
@@ -86,7 +104,7 @@ def test_a_text_speaks_alone_or_beside_a_history(model):
 
 
 def test_texts_change_a_ranking_and_scores_stay_probabilities(model):
-    ranked = model.recommend(texts=[[3], [8, 21]], k=ITEMS)
+    ranked = model.recommend(texts=["stars", "web"], k=ITEMS)
     torch.testing.assert_close(ranked.scores.sum(-1), torch.ones(2))
     assert not torch.equal(ranked.items[0], ranked.items[1])
 
@@ -94,14 +112,14 @@ def test_texts_change_a_ranking_and_scores_stay_probabilities(model):
 def test_a_model_without_texts_says_so(without_texts):
     assert without_texts.model.text_map is None
     with pytest.raises(ValueError, match="trained without texts"):
-        without_texts.recommend(texts=[[3]])
+        without_texts.recommend(texts=["stars"])
     with pytest.raises(ValueError, match="trained without texts"):
-        without_texts.add_items([[3]])
+        without_texts.add_items(["stars"])
 
 
 def test_there_is_a_text_for_each_person(model):
     with pytest.raises(ValueError, match="1 texts but 2 people"):
-        model.recommend([[1], [2]], texts=[[3]])
+        model.recommend([[1], [2]], texts=["stars"])
 
 
 def test_excluded_items_are_not_shown_whatever_else_is_asked(model):
@@ -117,11 +135,11 @@ def test_excluded_items_are_not_shown_whatever_else_is_asked(model):
 def test_the_map_is_saved_with_the_model_and_does_not_learn(model, tmp_path):
     model.save_pretrained(tmp_path)
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-    torch.testing.assert_close(logits(again, [[1]], None, [[3, 8]]), logits(model, [[1]], None, [[3, 8]]))
+    torch.testing.assert_close(logits(again, [[1]], None, ["web stars"]), logits(model, [[1]], None, ["web stars"]))
     assert not any(p.requires_grad for p in again.model.text_map.parameters())
     half = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
-    assert half.model.text_map.words.tolist() == [3, 8, 20, 21]
-    assert half.recommend([[1]], texts=[[3, 8]], k=1).items.shape == (1, 1)
+    assert half.model.text_map.terms.tolist() == NUMBERS
+    assert half.recommend([[1]], texts=["web"], k=1).items.shape == (1, 1)
 
 
 @pytest.mark.parametrize("content_tower", [True, False])
@@ -133,8 +151,8 @@ def test_new_items_leave_the_old_ones_as_they_are(model, backbone_config, conten
         other.load_state_dict(model.state_dict(), strict=False)
         model = other
     before = logits(model, [[0, 1], [4]], [2, None])
-    row, bias = model.model.text_map.item_rows([[3, 8]])
-    assert model.add_items([[3, 8], [20]]) == range(ITEMS, ITEMS + 2)
+    row, bias = model.model.text_map.item_rows(["web stars"])
+    assert model.add_items(["web stars", "tables"]) == range(ITEMS, ITEMS + 2)
     after = logits(model, [[0, 1], [4]], [2, None])
     torch.testing.assert_close(after[:, :ITEMS], before)
     torch.testing.assert_close(model.model.item_embeddings.weight[ITEMS], row[0])
@@ -149,7 +167,7 @@ def test_new_items_leave_the_old_ones_as_they_are(model, backbone_config, conten
 
 
 def test_new_items_can_be_trained_on(model):
-    model.add_items([[3, 8]])
+    model.add_items(["web stars"])
     model.train()
     ids = torch.tensor([[WORDS + USERS + ITEMS, 10, 12, 13]])
     model(ids, labels=torch.tensor([[ITEMS, 0]])).loss.backward()
@@ -197,9 +215,9 @@ def test_forgotten_users_leave_nothing_in_the_tables(model):
 @pytest.mark.parametrize("tokens_at_a_time", [2**14, 4])
 def test_effects_are_what_the_likelihood_loses_without_an_item(model, monkeypatch, tokens_at_a_time):
     monkeypatch.setattr("modeling_cllm4rec.modeling_cllm4rec.TOKENS_AT_A_TIME", tokens_at_a_time)
-    effects = model.history_effects([1, 2, 5], 3, user=4, text=[3])
-    whole = logits(model, [[1, 2, 5]], [4], [[3]]).log_softmax(-1)[0, 3]
-    without = logits(model, [[1, 5]], [4], [[3]]).log_softmax(-1)[0, 3]
+    effects = model.history_effects([1, 2, 5], 3, user=4, text="web")
+    whole = logits(model, [[1, 2, 5]], [4], ["web"]).log_softmax(-1)[0, 3]
+    without = logits(model, [[1, 5]], [4], ["web"]).log_softmax(-1)[0, 3]
     torch.testing.assert_close(effects[1], whole - without)
     assert effects.shape == (3,)
 

@@ -233,7 +233,7 @@ def test_a_text_map_is_fitted_after_training_where_the_recipe_wants_it(store_rec
     pretrain(recipe, frame=store_frame)
     run = finetune(recipe)
     model = AutoModelForSequenceClassification.from_pretrained(run.model)
-    assert (model.config.num_text_words > 0) == text_map == ("text map:" in (run.folder / "log").read_text())
+    assert (model.config.num_text_terms > 0) == text_map == ("text map:" in (run.folder / "log").read_text())
     assert any("text_map" in name for name in weights(run)) == text_map
     assert not list(run.folder.glob(".text-map-*"))
 

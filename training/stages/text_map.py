@@ -15,12 +15,12 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_matrix, diags, vstack
 
 from modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.text_cllm4rec import TextMap
+from modeling_cllm4rec.text_cllm4rec import TextMap, terms_of, words_of
 from training.data.batches import layout_of
 from training.data.corpora import Corpora
 from training.evaluation.ranking import evaluate_scores
 from training.evaluation.scoring import ModelScores, split_matrix
-from training.stages.teacher import MOST_ROWS, tf_idf, word_counts
+from training.stages.teacher import MOST_ROWS, tf_idf
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0)
 SCALES = (2.0, 4.0, 8.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0)
 # Where people have no texts of their own there is nothing to choose the weight by.
 USUAL_WEIGHT = 0.5
-LEAST_DOCUMENTS, MOST_WORDS = 2, 20_000
+LEAST_DOCUMENTS, MOST_TERMS = 2, 20_000
 COMPARED_USERS = 2_000
 SCORES_AT_A_TIME = 2**25
 
@@ -38,7 +38,7 @@ SCORES_AT_A_TIME = 2**25
 class FittedTextMap:
     """How a text map was chosen; NDCG@100 of leave-one-out predictions of the training histories, and on validation."""
 
-    words: int
+    terms: int
     user_ridge: float
     user_ndcg_at_100: float
     item_ridge: float
@@ -92,39 +92,29 @@ def fit_text_map(model: CLLM4RecForRecommendation, corpora: Corpora, seed: int) 
         corpora: What it was trained on.
         seed: Of the rows and users that are looked at where there are too many.
     """
-    texts, num_words = corpora.texts("content"), corpora.num_words
     train = split_matrix(corpora, "recommendation")
-    user_words = word_counts(texts, "user", num_words, corpora.num_users)
-    item_words = word_counts(texts, "item", num_words, corpora.num_items)
-    if not user_words.nnz and not item_words.nnz:
+    user_terms, item_terms, terms = term_counts(corpora)
+    if not len(terms):
         return None
-    own_texts = user_words.nnz > 0
+    own_texts = user_terms.nnz > 0
     if not own_texts:
-        user_words = csr_matrix(train @ item_words)
-    elif not item_words.nnz:
-        item_words = csr_matrix(train.T @ user_words)
-    documents = np.bincount(user_words.indices, minlength=num_words) + np.bincount(
-        item_words.indices, minlength=num_words
-    )
-    words = np.argsort(-documents, kind="stable")[:MOST_WORDS]
-    words = np.sort(words[documents[words] >= LEAST_DOCUMENTS])
-    if not len(words):
-        return None
-    user_words, item_words = user_words[:, words], item_words[:, words]
-    rarity = tf_idf(csr_matrix(vstack([user_words, item_words])))[1]
+        user_terms = csr_matrix(train @ item_terms)
+    elif not item_terms.nnz:
+        item_terms = csr_matrix(train.T @ user_terms)
+    rarity = tf_idf(csr_matrix(vstack([user_terms, item_terms])))[1]
     rng = np.random.default_rng(seed)
 
     weight, bias = item_head(model)
     to_state = np.linalg.inv(weight.T @ weight + 1e-3 * np.eye(weight.shape[1])) @ weight.T  # (width, items)
     lengths = np.diff(train.indptr)
-    users = some((lengths > 0) & (np.diff(user_words.indptr) > 0), MOST_ROWS, rng)
+    users = some((lengths > 0) & (np.diff(user_terms.indptr) > 0), MOST_ROWS, rng)
     wanted = (diags(1 / np.sqrt(lengths[users])) @ train[users]) @ to_state.T
     of_users = best_ridge(
-        tf_idf(user_words[users], rarity)[0], wanted, lambda left_out: (left_out, weight), train, users
+        tf_idf(user_terms[users], rarity)[0], wanted, lambda left_out: (left_out, weight), train, users
     )
     scale = best_scale(of_users[0].left_out @ weight.T, bias - weight @ (to_state @ bias), train[users])
 
-    rows = some((np.diff(train.tocsc().indptr) > 0) & (np.diff(item_words.indptr) > 0), MOST_ROWS, rng)
+    rows = some((np.diff(train.tocsc().indptr) > 0) & (np.diff(item_terms.indptr) > 0), MOST_ROWS, rng)
     scores = ModelScores(
         model, *corpora.histories("recommendation"), layout_of(corpora), model.config.max_history, user_tokens=False
     )
@@ -132,15 +122,15 @@ def fit_text_map(model: CLLM4RecForRecommendation, corpora: Corpora, seed: int) 
     states = scores.states(compared).float().cpu().numpy()
     with_ones = np.concatenate([states, np.ones((len(states), 1), np.float32)], 1)
     of_items = best_ridge(
-        tf_idf(item_words[rows], rarity)[0],
+        tf_idf(item_terms[rows], rarity)[0],
         np.concatenate([weight, bias[:, None]], 1)[rows],
         lambda left_out: (with_ones, left_out),
         train[:, rows],
         compared,
     )
 
-    made = TextMap(len(words), weight.shape[1])
-    made.words.copy_(torch.from_numpy(words))
+    made = TextMap(len(terms), weight.shape[1])
+    made.terms.copy_(torch.from_numpy(terms))
     made.rarity.copy_(torch.from_numpy(rarity))
     user_map, item_map = of_users[0], of_items[0]
     made.to_state.weight.copy_(torch.from_numpy(scale * user_map.coefficients.T))
@@ -155,11 +145,42 @@ def fit_text_map(model: CLLM4RecForRecommendation, corpora: Corpora, seed: int) 
             scores, said, weight, bias, train, split_matrix(corpora, "validation"), users, rng
         )
     made.weight_beside_history.fill_(chosen)
-    model.config.num_text_words = len(words)
+    model.config.num_text_terms = len(terms)
     model.model.text_map = made.to(model.device, model.dtype)
-    fitted = FittedTextMap(len(words), user_map.ridge, of_users[1], item_map.ridge, of_items[1], scale, chosen, reached)
+    fitted = FittedTextMap(len(terms), user_map.ridge, of_users[1], item_map.ridge, of_items[1], scale, chosen, reached)
     logger.info("text map: %s", ", ".join(f"{name} {value:.4g}" for name, value in asdict(fitted).items()))
     return fitted
+
+
+def term_counts(corpora: Corpora) -> tuple[csr_matrix, csr_matrix, np.ndarray]:
+    """How often each term stands in what training may read about each user and each item.
+
+    Returns:
+        `(num_users, terms)` and `(num_items, terms)`, float32; and the terms' numbers, int64, ascending: the most frequent of those
+        that more than one document has.
+    """
+    texts = corpora.texts("content")
+    main = [document[start:] for document, start in zip(texts.documents, texts.prompt_length, strict=True)]
+    numbers = [
+        [number for number, _ in terms_of(words_of(text))]
+        for text in (corpora.tokenizer.batch_decode(main, skip_special_tokens=True) if main else [])
+    ]
+    in_document = np.repeat(np.arange(len(numbers)), [len(row) for row in numbers])
+    terms, places = np.unique(np.array([number for row in numbers for number in row], np.int64), return_inverse=True)
+    documents = np.bincount(np.unique(np.stack([places, in_document]), axis=1)[0], minlength=len(terms))
+    kept = np.argsort(-documents, kind="stable")[:MOST_TERMS]
+    kept = np.sort(kept[documents[kept] >= LEAST_DOCUMENTS])
+
+    def of(owners: np.ndarray, rows: int) -> csr_matrix:
+        owner = owners[in_document]
+        owned = owner >= 0
+        counts = csr_matrix(
+            (np.ones(int(owned.sum()), np.float32), (owner[owned], places[owned])), shape=(rows, max(len(terms), 1))
+        )
+        counts.sum_duplicates()
+        return csr_matrix(counts[:, kept])
+
+    return of(texts.user, corpora.num_users), of(texts.item, corpora.num_items), terms[kept]
 
 
 def item_head(model: CLLM4RecForRecommendation) -> tuple[np.ndarray, np.ndarray]:
@@ -185,7 +206,7 @@ def best_ridge(
     """The ridge whose leave-one-out predictions rank the training histories best, and its NDCG@100.
 
     Args:
-        inputs: `(rows, words)`.
+        inputs: `(rows, terms)`.
         outputs: `(rows, outputs)`.
         factors: Leave-one-out predictions to the factors of users `(len(users), k)` and of items `(items, k)`.
         train: `(num_users, items)` of ones.

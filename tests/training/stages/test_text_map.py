@@ -8,14 +8,19 @@ import torch
 from scipy.sparse import csr_matrix
 
 from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation
+from modeling_cllm4rec.text_cllm4rec import number_of
 from training.data.corpora import ITEM_TEXT, USER_TEXT, Texts
 from training.data.ragged import Ragged
 from training.stages import text_map
-from training.stages.text_map import Ridge, fit_text_map, some
+from training.stages.text_map import Ridge, fit_text_map, some, term_counts
 
 USERS, ITEMS, WORDS, WIDTH = 40, 20, 50, 8
 GROUP_OF_USER, GROUP_OF_ITEM = np.arange(USERS) % 2, np.arange(ITEMS) % 2
 PROMPT = {"history": [41, 42], "separator": [43], "recommend": [44, 45]}
+
+
+def word(id):
+    return f"w{id:03}"
 
 
 def texts_of(kinds):
@@ -26,6 +31,10 @@ def texts_of(kinds):
     documents = [[49, *(20 * group + generator.integers(0, 10, 6))] for *_, group in owners]
     kind, user, item, _ = np.array(owners, dtype=int).reshape(-1, 4).T
     return Texts(Ragged.from_lists(documents, np.int32), kind, user, item, np.ones(len(owners), np.int32))
+
+
+def sentence(*ids):
+    return " ".join(word(id) for id in ids)
 
 
 def corpora_of(kinds=("user", "item")):
@@ -41,6 +50,7 @@ def corpora_of(kinds=("user", "item")):
     return SimpleNamespace(
         num_users=USERS, num_items=ITEMS, num_words=WORDS, histories=histories, texts=lambda name: texts_of(kinds),
         info={"prompt_ids": PROMPT},
+        tokenizer=SimpleNamespace(batch_decode=lambda rows, **how: [sentence(*row) for row in rows]),
     )  # fmt: skip
 
 
@@ -67,12 +77,12 @@ def model():
 def test_sentences_lead_to_the_items_of_their_group_and_new_items_to_their_users(model, kinds, caplog):
     caplog.set_level(logging.INFO)
     fitted = fit_text_map(model, corpora_of(kinds), seed=0)
-    assert model.config.num_text_words == fitted.words == 20 == len(model.model.text_map.words)
+    assert model.config.num_text_terms == fitted.terms == len(model.model.text_map.terms)
     assert fitted.user_ndcg_at_100 > 0.6
-    assert "text map: words 20" in caplog.text
-    best = model.recommend(texts=[[1, 2, 3], [21, 22, 23]], k=5).items
+    assert f"text map: terms {fitted.terms}" in caplog.text
+    best = model.recommend(texts=[sentence(1, 2, 3), sentence(21, 22, 23)], k=5).items
     assert (GROUP_OF_ITEM[best] == [[0], [1]]).mean() >= 0.9
-    new = model.add_items([[4, 5, 6], [24, 25, 26]])
+    new = model.add_items([sentence(4, 5, 6), sentence(24, 25, 26)])
     sides = model.model.item_embeddings.weight[list(new), 0]
     assert sides[0] < 0 < sides[1]
     assert fitted.weight_beside_history in text_map.WEIGHTS or "user" not in kinds
@@ -81,7 +91,7 @@ def test_sentences_lead_to_the_items_of_their_group_and_new_items_to_their_users
 def test_without_texts_there_is_no_map(model):
     assert fit_text_map(model, corpora_of(()), seed=0) is None
     assert model.model.text_map is None
-    assert model.config.num_text_words == 0
+    assert model.config.num_text_terms == 0
 
 
 def test_words_of_a_single_document_do_not_count(model, monkeypatch):
@@ -95,7 +105,7 @@ def test_biases_are_not_counted_twice(model):
         model.model.item_bias[:] = 0.5 * model.model.item_embeddings.weight[:, 0]
     for made in (model, without):
         fit_text_map(made, corpora_of(), seed=0)
-    scores = [made.item_logits(made.query_states(texts=[[1, 2, 3]])) for made in (model, without)]
+    scores = [made.item_logits(made.query_states(texts=[sentence(1, 2, 3)])) for made in (model, without)]
     torch.testing.assert_close(*scores, atol=0.05, rtol=0.05)
 
 
@@ -121,3 +131,14 @@ def test_of_too_many_rows_some_are_taken_in_order():
     assert (taken % 2 == 0).all()
     assert (np.diff(taken) > 0).all()
     assert some(np.arange(4) > 1, 10, np.random.default_rng(0)).tolist() == [2, 3]
+
+
+def test_terms_of_prompts_and_of_single_documents_do_not_count():
+    of_users, of_items, terms = term_counts(corpora_of())
+    assert number_of(word(1)) in terms
+    assert number_of(word(49)) not in terms
+    assert of_users.shape == (USERS, len(terms))
+    assert of_items.shape == (ITEMS, len(terms))
+    assert (np.diff(terms) > 0).all()
+    column = terms.tolist().index(number_of(word(1)))
+    assert of_users[:, column].toarray()[GROUP_OF_USER == 1].sum() == 0 < of_users[:, column].sum()

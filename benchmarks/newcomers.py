@@ -1,0 +1,217 @@
+"""People and items never seen in training, on the embedded sample: how well they are served, and what an explanation is worth.
+
+python benchmarks/newcomers.py                 three draws; about five minutes on two cores
+python benchmarks/newcomers.py --draws 1 finetune.epochs=3    a first look
+
+A fifth of the projects is held out whole, and a model is trained without them. They are served from their description alone (NDCG@100
+of all their libraries), from a random half of their libraries (NDCG@100 of the other half), and from both. Then a fifth of the libraries
+is held out and added afterwards by their descriptions (NDCG@20 of ranking them among themselves, for the projects that need one).
+References have the same information. Printed are means over the draws with their standard deviation; the table goes into
+benchmarks/results/newcomers.json with --write.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+
+from benchmarks.claims import RESULTS
+from configuration.load import load_recipe
+from configuration.recipe import Recipe
+from modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.text_cllm4rec import words_of
+from training.data.corpora import Corpora, open_corpora
+from training.data.readers import read_tables
+from training.evaluation.scoring import split_matrix
+from training.files import write_text
+from training.finetune import finetune
+from training.pretrain import pretrain
+from training.stages.teacher import tf_idf
+from training.stages.text_map import RIDGES, Ridge
+
+SHARE, EASE_PENALTY, EXPLAINED = 0.2, 100.0, 500
+COMMAND = "python benchmarks/newcomers.py"
+Figures = dict[str, float]
+
+
+def ndcg(scores: np.ndarray, wanted: np.ndarray, k: int) -> float:
+    """Mean NDCG@k over the rows that want something; the ideal is cut at what is wanted."""
+    some = wanted.any(1)
+    scores, wanted = scores[some], wanted[some]
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    discount = 1 / np.log2(np.arange(best.shape[1]) + 2)
+    gain = (np.take_along_axis(wanted, best, 1) * discount).sum(1)
+    ideal = np.cumsum(discount)[np.minimum(wanted.sum(1), best.shape[1]).astype(int) - 1]
+    return float((gain / ideal).mean())
+
+
+def trained(recipe: Recipe, frame: pd.DataFrame) -> tuple[CLLM4RecForRecommendation, Corpora]:
+    """The default recipe trained on what is not held out: validation stays what it is, everything else is trained on."""
+    trains = frame["split"] != "validation"
+    alone = ~frame["user"].isin(frame["user"][trains])
+    frame = frame.assign(split=np.where(trains | alone, "train", "validation"))
+    names = {"user": recipe.data.user_column, "item": recipe.data.item_column}
+    run = pretrain(recipe, frame=frame.rename(columns=names), overwrite=True)
+    finetune(recipe, overwrite=True)
+    return CLLM4RecForRecommendation.from_pretrained(run.model).eval(), open_corpora(run.corpora)
+
+
+def ridge_scores(
+    known: list[str], outputs: np.ndarray, new: list[str], judge: Callable[[np.ndarray], float]
+) -> np.ndarray:
+    """Predictions for new texts by the ridge that `judge` likes best among leave-one-out predictions of the known ones."""
+    vocabulary = {word: place for place, word in enumerate(sorted({word for text in known for word in words_of(text)}))}
+
+    def counts(texts: list[str]) -> csr_matrix:
+        found = [[vocabulary[word] for word in words_of(text) if word in vocabulary] for text in texts]
+        rows = np.repeat(np.arange(len(texts)), [len(row) for row in found])
+        ones = np.ones(len(rows), np.float32)
+        return csr_matrix(
+            (ones, (rows, [place for row in found for place in row])), shape=(len(texts), len(vocabulary))
+        )
+
+    inputs, rarity = tf_idf(counts(known))
+    best = max((Ridge.fit(inputs, outputs, ridge) for ridge in RIDGES), key=lambda fitted: judge(fitted.left_out))
+    return tf_idf(counts(new), rarity)[0] @ best.coefficients + best.mean
+
+
+def new_people(recipe: Recipe, frame: pd.DataFrame, descriptions: dict[str, str], draw: int) -> Figures:
+    """A fifth of the users, held out whole; the others' test pairs are training pairs."""
+    rng = np.random.default_rng(draw)
+    users = np.array(sorted(frame["user"].unique()))
+    out = set(rng.permutation(users)[: int(len(users) * SHARE)])
+    rest = frame[~frame["user"].isin(out)]
+    model, corpora = trained(recipe, rest)
+    place = {item["id"]: number for number, item in enumerate(corpora.items())}
+    libraries = (
+        frame[frame["item"].isin(place)].groupby("user")["item"].apply(lambda items: [place[item] for item in items])
+    )
+    people = [user for user in sorted(out) if user in libraries.index]
+    whole = np.zeros((len(people), corpora.num_items))
+    given = np.zeros_like(whole)
+    histories = []
+    for row, user in enumerate(people):
+        items = rng.permutation(libraries[user])
+        whole[row, items] = 1
+        histories.append(items[: len(items) // 2].tolist())
+        given[row, histories[-1]] = 1
+    texts = [descriptions[user] for user in people]
+    train = split_matrix(corpora, "recommendation")
+    known = [user["text"] for user in corpora.users()]
+    dense = train.toarray()
+    popularity = np.tile(dense.sum(0), (len(people), 1))
+    by_ridge = ridge_scores(known, dense, texts, lambda left_out: ndcg(left_out, dense, 100))
+    inverse = np.linalg.inv(dense.T @ dense + EASE_PENALTY * np.eye(corpora.num_items))
+    ease = -inverse / np.diag(inverse)
+    np.fill_diagonal(ease, 0)
+
+    def ours(histories: list[list[int]] | None, texts: list[str] | None) -> np.ndarray:
+        return model.item_logits(model.query_states(histories, None, texts)).detach().numpy()
+
+    def other_half(scores: np.ndarray) -> float:
+        return ndcg(np.where(given > 0, -np.inf, scores), whole - given, 100)
+
+    return {
+        "people, description alone: ours": ndcg(ours(None, texts), whole, 100),
+        "people, description alone: ridge from TF-IDF": ndcg(by_ridge, whole, 100),
+        "people, description alone: popularity": ndcg(popularity, whole, 100),
+        "people, half of the history: ours": other_half(ours(histories, None)),
+        "people, half of the history: EASE": other_half(given @ ease),
+        "people, half of the history: popularity": other_half(popularity),
+        "people, half and description: ours": other_half(ours(histories, texts)),
+    }
+
+
+def new_items(recipe: Recipe, frame: pd.DataFrame, descriptions: dict[str, str], draw: int) -> Figures:
+    """A fifth of the items, held out and added by their descriptions."""
+    rng = np.random.default_rng(100 + draw)
+    items = np.array(sorted(frame["item"].unique()))
+    out = sorted(rng.permutation(items)[: int(len(items) * SHARE)])
+    rest = frame[~frame["item"].isin(out)]
+    model, corpora = trained(recipe, rest)
+    people = {user["id"]: number for number, user in enumerate(corpora.users())}
+    wanted = np.zeros((corpora.num_users, len(out)))
+    held = frame[frame["item"].isin(out) & frame["user"].isin(people)]
+    wanted[[people[user] for user in held["user"]], [out.index(item) for item in held["item"]]] = 1
+    users, histories = corpora.histories("recommendation")
+    texts = [descriptions[item] for item in out]
+    known = [item["text"] for item in corpora.items()]
+    dense = split_matrix(corpora, "recommendation").toarray()
+    by_ridge = ridge_scores(known, dense.T, texts, lambda left_out: ndcg(left_out.T, dense, 100)).T
+    new = model.add_items(texts)
+    states = model.query_states([row.tolist() for row in histories], users.tolist())
+    scores = model.item_logits(states)[:, new.start :].detach().numpy()
+    return {
+        "items never seen: ours": ndcg(scores, wanted[users], 20),
+        "items never seen: ridge from TF-IDF": ndcg(by_ridge[users], wanted[users], 20),
+        "items never seen: random": ndcg(rng.random(scores.shape), wanted[users], 20),
+    }
+
+
+def explanations(model: CLLM4RecForRecommendation, corpora: Corpora) -> Figures:
+    """What the best item loses without the item named first, against a random other one; and an explanation's time."""
+    users, histories = corpora.histories("recommendation")
+    rng = np.random.default_rng(0)
+    lost, times = [], []
+    for row in rng.permutation(np.flatnonzero(histories.lengths > 1))[:EXPLAINED]:
+        history, user = histories[row].tolist(), int(users[row])
+        started = time.perf_counter()
+        best = int(model.recommend([history], [user], k=1).items[0, 0])
+        one = time.perf_counter() - started
+        effects = model.history_effects(history, best, user)
+        times.append((time.perf_counter() - started - one) / one)
+        named = int(effects.argmax())
+        other = int(rng.choice([place for place in range(len(history)) if place != named]))
+        lost.append(float(effects[named] > max(float(effects[other]), 0.0)))
+    return {
+        "explanations: the named item counts more than a random one, share": statistics.mean(lost),
+        "explanations: time ÷ a recommendation's, median": statistics.median(times),
+    }
+
+
+def measure(draws: int, overrides: list[str], folder: Path) -> Iterator[Figures]:
+    """The figures of each draw; those of explanations are of the whole sample, in the first."""
+    recipe = load_recipe("sample", "default", [f"output_dir={folder}", "tracker=none", "name=newcomers", *overrides])
+    tables = read_tables(recipe.data)
+    assert tables.users is not None
+    assert tables.items is not None
+    people, items = (
+        dict(zip(table[kind], table["text"], strict=True))
+        for table, kind in ((tables.users, "user"), (tables.items, "item"))
+    )
+    for draw in range(draws):
+        figures = {} if draw else explanations(*trained(recipe, tables.interactions))
+        figures |= new_people(recipe, tables.interactions, people, draw)
+        yield figures | new_items(recipe, tables.interactions, items, draw)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draws", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/newcomers.json")
+    parser.add_argument("overrides", nargs="*", metavar="field=value", help="laid over the default recipe")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="newcomers-") as temporary:
+        found = list(measure(chosen.draws, chosen.overrides, Path(temporary)))
+    rows = {}
+    for name in dict.fromkeys(name for figures in found for name in figures):
+        values = [figures[name] for figures in found if name in figures]
+        rows[name] = {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
+    for name, row in rows.items():
+        spread = "" if row["std"] is None else f" ± {row['std']:.3f}"
+        print(f"{name:<64} {row['mean']:.3f}{spread}")
+    if chosen.write:
+        written = {"command": COMMAND, "draws": chosen.draws, "overrides": chosen.overrides, "figures": rows}
+        write_text(RESULTS / "newcomers.json", json.dumps(written, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
