@@ -229,3 +229,25 @@ def test_items_that_a_prompt_has_no_room_for_have_no_effect(model):
     assert effects[1:].all()
     with pytest.raises(IndexError, match="item 7"):
         model.history_effects([1], ITEMS)
+
+
+def test_the_known_text_of_a_known_user_counts_where_no_other_is_given(model, tmp_path):
+    plain = model.query_states([[1], [1], [1]], [2, None, 3])
+    model.config.text_user_embeddings = True
+    with_texts = CLLM4RecForRecommendation(model.config).eval()
+    with_texts.load_state_dict(model.state_dict(), strict=False)
+    table = with_texts.model.text_user_embeddings
+    assert not table.weight.requires_grad
+    states = with_texts.query_states([[1], [1], [1]], [2, None, 3], [None, None, "web"])
+    torch.testing.assert_close(states[0], plain[0] + table.weight[2])
+    torch.testing.assert_close(states[1], plain[1])
+    torch.testing.assert_close(states[2], model.query_states([[1]], [3], ["web"])[0])
+    with_texts.add_users(2)
+    assert table.weight.shape[0] == USERS + 2
+    assert not table.weight[USERS:].any()
+    with_texts.remove_users([2])
+    assert not table.weight[2].any()
+    assert table.weight[3].any()
+    with_texts.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again.query_states([[1]], [3]), with_texts.query_states([[1]], [3]))

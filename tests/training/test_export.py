@@ -51,7 +51,7 @@ def test_the_inner_product_of_user_and_item_is_the_models_logit(exported, model,
     assert users.shape == (40, 9)
     histories = [user["history"] for user in store.users()]
     with torch.no_grad():
-        logits = model(**model.prepare_prompts(histories, list(range(40)))).logits
+        logits = model.item_logits(model.query_states(histories, list(range(40))))
     assert logits.std() > 0.1
     torch.testing.assert_close(users @ items.T, logits, rtol=0, atol=1e-5)
 
@@ -120,9 +120,8 @@ def test_a_user_without_training_items_has_the_vector_of_a_prompt_without_items(
     scores = ModelScores(model, users, histories, layout_of(store), model.config.max_history)
     (block,) = vectors.user_vectors(scores, 16, progress=False)
     assert len(block) == 40
-    prompts = model.prepare_prompts([[], [5, 6], [], [7]], [0, 1, 2, 3])
     with torch.no_grad():
-        logits = model(**prompts).logits.numpy()
+        logits = model.item_logits(model.query_states([[], [5, 6], [], [7]], [0, 1, 2, 3])).numpy()
     items = np.concatenate(list(vectors.item_vectors(model)))
     np.testing.assert_allclose(block[:4] @ items.T, logits, rtol=0, atol=1e-5)
 

@@ -62,7 +62,10 @@ class ModelScores:
             prompts = on_device(batch, device)
             hidden = self.model.model(**prompts, use_cache=False).last_hidden_state
             parts.append(self.model.read_out(hidden, **prompts))
-        return torch.cat(parts)
+        states, texts = torch.cat(parts), self.model.model.text_user_embeddings
+        if self.user_tokens and texts is not None:
+            states = states + texts(torch.from_numpy(np.asarray(users, np.int64)).to(device)).to(states)
+        return states
 
     @torch.no_grad()
     def blocks(self, users: np.ndarray) -> Iterator[torch.Tensor]:

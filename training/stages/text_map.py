@@ -45,6 +45,7 @@ class FittedTextMap:
     item_ndcg_at_100: float
     scale: float
     weight_beside_history: float
+    weight_beside_user: float
     validation_ndcg_at_100: float
 
 
@@ -137,17 +138,34 @@ def fit_text_map(model: CLLM4RecForRecommendation, corpora: Corpora, seed: int) 
     made.to_state.bias.copy_(torch.from_numpy(scale * user_map.mean - (to_state @ bias).astype(np.float32)))
     made.to_item.weight.copy_(torch.from_numpy(item_map.coefficients.T))
     made.to_item.bias.copy_(torch.from_numpy(item_map.mean))
-    chosen, reached = USUAL_WEIGHT, 0.0
+    beside_history, beside_user, reached = USUAL_WEIGHT, 0.0, 0.0
     if own_texts:
         said = np.zeros((corpora.num_users, weight.shape[1]), np.float32)
         said[users] = scale * (user_map.left_out - user_map.mean)
-        chosen, reached = best_weight(
-            scores, said, weight, bias, train, split_matrix(corpora, "validation"), users, rng
-        )
-    made.weight_beside_history.fill_(chosen)
+        validation = split_matrix(corpora, "validation")
+        judged = some(np.isin(np.arange(len(said)), users) & (np.diff(validation.indptr) > 0), COMPARED_USERS, rng)
+        beside_history, _ = best_weight(scores, said, weight, bias, train, validation, judged)
+        scores.user_tokens = True
+        beside_user, reached = best_weight(scores, said, weight, bias, train, validation, judged)
+        if beside_user and model.config.user_embeddings:
+            # What one's own text says by what others with such texts like: one's own history does not speak twice.
+            model.config.text_user_embeddings = True
+            table = torch.nn.Embedding.from_pretrained(torch.from_numpy(beside_user * said))
+            model.model.text_user_embeddings = table.to(model.device, model.dtype)
+    made.weight_beside_history.fill_(beside_history)
     model.config.num_text_terms = len(terms)
     model.model.text_map = made.to(model.device, model.dtype)
-    fitted = FittedTextMap(len(terms), user_map.ridge, of_users[1], item_map.ridge, of_items[1], scale, chosen, reached)
+    fitted = FittedTextMap(
+        len(terms),
+        user_map.ridge,
+        of_users[1],
+        item_map.ridge,
+        of_items[1],
+        scale,
+        beside_history,
+        beside_user,
+        reached,
+    )
     logger.info("text map: %s", ", ".join(f"{name} {value:.4g}" for name, value in asdict(fitted).items()))
     return fitted
 
@@ -251,13 +269,11 @@ def best_weight(
     bias: np.ndarray,
     train: csr_matrix,
     validation: csr_matrix,
-    users: np.ndarray,
-    rng: np.random.Generator,
+    judged: np.ndarray,
 ) -> tuple[float, float]:
-    """How much a text counts beside a history, and the NDCG@100 on validation with it."""
-    judged = some(np.isin(np.arange(len(said)), users) & (np.diff(validation.indptr) > 0), COMPARED_USERS, rng)
+    """How much the texts of the users `judged` count beside what their prompts say, and the NDCG@100 on validation with them."""
     if not len(judged):
-        return USUAL_WEIGHT, 0.0
+        return USUAL_WEIGHT if not scores.user_tokens else 0.0, 0.0
     states = np.zeros_like(said)
     states[judged] = scores.states(judged).float().cpu().numpy()
     batch_size = max(SCORES_AT_A_TIME // len(weight), 1)

@@ -28,8 +28,8 @@ def test_item_blocks_of_the_model_are_its_logits(store, model, monkeypatch, item
     scores = ModelScores(model, users, histories, layout_of(store), model.config.max_history)
     blocks = list(scores.blocks(users[3:8]))
     with torch.no_grad():
-        prompts = model.prepare_prompts([row.tolist() for row in histories.take(range(3, 8))], users[3:8].tolist())
-        expected = model(**prompts).logits
+        states = model.query_states([row.tolist() for row in histories.take(range(3, 8))], users[3:8].tolist())
+        expected = model.item_logits(states)
     assert {block.shape[1] for block in blocks[:-1]} <= {items_per_block}
     torch.testing.assert_close(torch.cat(blocks, dim=1), expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(torch.from_numpy(scores(users[3:8])), expected, atol=1e-6, rtol=0)

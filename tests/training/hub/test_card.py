@@ -345,7 +345,7 @@ def test_the_page_says_what_is_published_about_people(results, recipe):
         card_text(results, say(recipe, publish_users=True), repo_id="me/store"), "What is published about people"
     )
     assert "`users.jsonl` holds the raw id, the text and the training history of all 40 users" in of_users
-    assert "two embeddings of 8 numbers for each user (640 numbers in all)" in of_users
+    assert "three embeddings of 8 numbers for each user (960 numbers in all)" in of_users
     assert "The histories on this page are made up." in of_users
     card = card_text(results, say(recipe, examples=[["thing 01"]]), repo_id="me/store")
     assert "those that the publisher's recipe gives as examples" in card
@@ -360,7 +360,7 @@ def test_without_user_embeddings_the_page_is_about_histories_alone(results, reci
     assert "the model knows nobody" in card
     assert "(user_embeddings): Embedding(0, 8)" in card
     assert "(item_embeddings): Embedding(24, 8)" in card
-    assert f"**Parameters:** {results['model']['parameters'] - 2 * 40 * 8:,} in float32" in card
+    assert f"**Parameters:** {results['model']['parameters'] - 3 * 40 * 8:,} in float32" in card
     assert '{"user"' not in card
     assert re.search(r"\| \*\*CLLM4Rec by history \(this model\)\*\* \|", card)
     key = comparison(results, user_embeddings=True)["key"]
@@ -462,7 +462,7 @@ def test_both_citations_are_those_of_the_project():
 
 def test_a_set_without_text_has_no_words_about_texts(results, recipe):
     results["data"]["counts"] |= dict.fromkeys(("reviews", "item_texts", "user_texts", "content_tokens"), 0)
-    for name in ("content_user_embeddings", "content_item_embeddings"):
+    for name in ("content_user_embeddings", "content_item_embeddings", "text_map", "text_user_embeddings"):
         del results["model"]["parts"][name]
     results["review_perplexity"] = None
     card = card_text(results, recipe, repo_id="me/store")

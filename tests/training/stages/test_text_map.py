@@ -9,8 +9,10 @@ from scipy.sparse import csr_matrix
 
 from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation
 from modeling_cllm4rec.text_cllm4rec import number_of
+from training.data.batches import layout_of
 from training.data.corpora import ITEM_TEXT, USER_TEXT, Texts
 from training.data.ragged import Ragged
+from training.evaluation.scoring import ModelScores
 from training.stages import text_map
 from training.stages.text_map import Ridge, fit_text_map, some, term_counts
 
@@ -142,3 +144,25 @@ def test_terms_of_prompts_and_of_single_documents_do_not_count():
     assert (np.diff(terms) > 0).all()
     column = terms.tolist().index(number_of(word(1)))
     assert of_users[:, column].toarray()[GROUP_OF_USER == 1].sum() == 0 < of_users[:, column].sum()
+
+
+def test_texts_of_known_users_are_added_by_what_validation_says(model):
+    corpora = corpora_of()
+    fitted = fit_text_map(model, corpora, seed=0)
+    assert fitted.weight_beside_user > 0
+    table = model.model.text_user_embeddings.weight
+    assert model.config.text_user_embeddings
+    assert table.shape == (USERS, WIDTH)
+    assert not table.requires_grad
+    users, histories = corpora.histories("recommendation")
+    scores = ModelScores(model, users, histories, layout_of(corpora), model.config.max_history)
+    asked = users[[4, 0]]
+    states = model.query_states([histories[row].tolist() for row in (4, 0)], asked.tolist())
+    torch.testing.assert_close(scores.states(asked), states)
+    nameless = ModelScores(model, users, histories, layout_of(corpora), model.config.max_history, user_tokens=False)
+    torch.testing.assert_close(nameless.states(asked), model.query_states([histories[row].tolist() for row in (4, 0)]))
+
+
+def test_without_texts_of_users_nothing_is_added_to_them(model):
+    assert fit_text_map(model, corpora_of(("item",)), seed=0).weight_beside_user == 0
+    assert model.model.text_user_embeddings is None
