@@ -70,10 +70,16 @@ def set_recipe(name: str, folder: Path, *overrides: str, method: str = "paper") 
         method: The method's file.
     """
     words = [f"backbone.name={make_backbone(folder)}", "backbone.train=none", f"output_dir={folder}", "tracker=none"]
-    if name != SAMPLE:
-        data = _data_folder()
-        words += [f"data.path={data / PATHS[name]}", "data.split=given", f"data.split_path={data / name}/split.tsv.gz"]
+    words += where_the_set_is(name)
     return load_recipe(name, method, [*words, f"name={name}", *overrides])
+
+
+def where_the_set_is(name: str) -> list[str]:
+    """Words `field=value` that name a set's files and its given split."""
+    if name == SAMPLE:
+        return []
+    data = _data_folder()
+    return [f"data.path={data / PATHS[name]}", "data.split=given", f"data.split_path={data / name}/split.tsv.gz"]
 
 
 def make_corpora(name: str, folder: Path) -> Path:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from benchmarks.claims import MB, Claim, Worker, alternate, paired, write_claims
 from benchmarks.published_recipe import BATCH, STAGES, published, strings_and_tokens, train_published
 from benchmarks.sets import make_backbone, make_corpora, set_at_hand, set_recipe
-from benchmarks.steps import Steps, limit, ours
+from benchmarks.steps import Steps, limit, ours, published_order
 from training.data.corpora import open_corpora
 from training.finetune import finetune
 from training.pretrain import pretrain
@@ -83,10 +83,11 @@ def stage_claims(name: str, stage: str, at_least: float, folder: Path, short: bo
     batches, repeats = (4, 3) if short else (12, 5)
     command = COMMAND.format(name, stage)
     unit = "users/s" if stage == "predict" else "documents/s"
+    plan = None if stage == "predict" else published_order(stage, corpora, backbone)
     with Worker(idle) as libraries:
         without = libraries.peak_memory
     with (
-        Worker(ours, stage, recipe, corpora, batches, backbone) as mine,
+        Worker(ours, stage, recipe, corpora, batches, plan) as mine,
         Worker(published, stage, corpora, backbone, batches) as theirs,
     ):
         speed = alternate(
@@ -105,8 +106,8 @@ def stage_claims(name: str, stage: str, at_least: float, folder: Path, short: bo
     )  # fmt: skip
     if stage != "predict":
         with (
-            Worker(ours, stage, recipe, corpora, batches, backbone) as mine,
-            Worker(limit, stage, recipe, corpora, batches, backbone) as bare,
+            Worker(ours, stage, recipe, corpora, batches, plan) as mine,
+            Worker(limit, stage, recipe, corpora, batches, plan) as bare,
         ):
             yield alternate(
                 f"{stage}, training step ÷ limit", name, mine, bare, unit="ms per document", repeats=repeats,

@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -82,14 +82,17 @@ class Steps:
         return self.objective.collate(self.plan[number % len(self.plan)], 0, number % len(self.plan))
 
 
-def published_order(stage: str, corpora: Corpora, backbone: Path) -> Iterator[np.ndarray]:
+def published_order(stage: str, corpora: Path, backbone: Path) -> list[np.ndarray]:
     """The documents of each step in the order in which the published recipe takes them, as our objective numbers them."""
-    documents, (users, _) = Documents.of(corpora, backbone), corpora.histories("recommendation")
-    for keys in endless(documents, stage):
-        yield np.array(keys) if stage == "content" else np.searchsorted(users, keys)
+    opened = open_corpora(corpora)
+    documents, (users, _) = Documents.of(opened, backbone), opened.histories("recommendation")
+    steps = islice(endless(documents, stage), MOST_STEPS)
+    return [np.array(keys) if stage == "content" else np.searchsorted(users, keys) for keys in steps]
 
 
-def ours(stage: str, recipe: Recipe, corpora: Path, batches: int, backbone: Path | None = None) -> Callable[[], float]:
+def ours(
+    stage: str, recipe: Recipe, corpora: Path, batches: int, plan: list[np.ndarray] | None = None
+) -> Callable[[], float]:
     """A stage set up; each call of what is returned trains on further batches, or ranks all users.
 
     Args:
@@ -97,7 +100,7 @@ def ours(stage: str, recipe: Recipe, corpora: Path, batches: int, backbone: Path
         recipe: Of the run.
         corpora: Folder of its corpora.
         batches: Steps at a call.
-        backbone: Folder of the backbone: the documents are those that the published recipe takes; without it our own order.
+        plan: The documents of each step, such as those that the published recipe takes; without it our own order.
 
     Returns:
         A function that gives the number of documents (users).
@@ -106,8 +109,8 @@ def ours(stage: str, recipe: Recipe, corpora: Path, batches: int, backbone: Path
     if stage == "predict":
         return predicts(recipe, opened)
     steps = Steps(stage, recipe, opened)
-    if backbone is not None:
-        steps.plan = list(islice(published_order(stage, opened, backbone), MOST_STEPS))
+    if plan is not None:
+        steps.plan = plan
 
     def train() -> float:
         nonlocal done
@@ -133,7 +136,9 @@ def predicts(recipe: Recipe, corpora: Corpora) -> Callable[[], float]:
     return rank
 
 
-def limit(stage: str, recipe: Recipe, corpora: Path, batches: int, backbone: Path | None = None) -> Callable[[], float]:
+def limit(
+    stage: str, recipe: Recipe, corpora: Path, batches: int, plan: list[np.ndarray] | None = None
+) -> Callable[[], float]:
     """Forward and backward of the bare backbone on the very tokens of our steps, packed, and one softmax head.
 
     The backbone is a copy of the one that our step runs (weights, dropout, activation and attention), in training mode;
@@ -146,8 +151,8 @@ def limit(stage: str, recipe: Recipe, corpora: Path, batches: int, backbone: Pat
     """
     opened = open_corpora(corpora)
     steps, done = Steps(stage, recipe, opened), 0
-    if backbone is not None:
-        steps.plan = list(islice(published_order(stage, opened, backbone), MOST_STEPS))
+    if plan is not None:
+        steps.plan = plan
     base = steps.towers.base
     # A copy, so that weights, dropout and kernels are those of the step; the model switches its own to packed rows at the first of them.
     bare = copy.deepcopy(base.backbone).train()

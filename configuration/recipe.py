@@ -170,6 +170,11 @@ class Stage:
     """One training stage: pretraining (both language models) or fine-tuning (the recommendation head)."""
 
     epochs: int = knob("passes over the corpus; in pretraining an epoch is one over each corpus", 10)
+    max_documents: int = knob(
+        "no more epochs than read so many documents of a stage's largest corpus, but one at least; 0: as many as `epochs` says. Large "
+        "sets need fewer epochs, and overfit in more",
+        0,
+    )
     batch_size: int = knob("documents per step, over all processes and accumulation steps", 64)
     gradient_accumulation_steps: int = knob("parts in which a process works off its share of a step", 1)
     lr: float = knob("peak learning rate of the ID embeddings and biases", 1e-3)

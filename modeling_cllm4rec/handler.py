@@ -34,8 +34,8 @@ class EndpointHandler:
         """Recommend.
 
         Args:
-            data: `inputs`, one person (`{"user": raw id}`, `{"history": [raw item ids]}` or both) or a list of them, and
-                *optional* `parameters`: `top_k`, `candidates`, `exclude_seen`, `batch_size`.
+            data: `inputs`, one person (`{"user": raw id}`, `{"history": [raw item ids]}`, `{"text": "…"}` or several of them) or a
+                list of people, and *optional* `parameters`: `top_k`, `candidates`, `exclude`, `exclude_seen`, `batch_size`.
 
         Returns:
             Per person a list of `{"item", "title", "score", "rank"}`, best first; the list itself for one person.

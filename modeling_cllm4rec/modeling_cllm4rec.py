@@ -825,8 +825,9 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
             silent = [
                 row for row, user in enumerate(users) if user is not None and (texts is None or texts[row] is None)
             ]
-            named = torch.tensor([int(users[row] or 0) for row in silent], dtype=torch.long, device=states.device)
-            states[silent] = states[silent] + self.model.text_user_embeddings(named).to(states)
+            if silent:
+                named = torch.tensor([int(users[row] or 0) for row in silent], device=states.device)
+                states[silent] = states[silent] + self.model.text_user_embeddings(named).to(states)
         if texts is None or all(text is None for text in texts):
             return states
         text_map = self.model.text_map

@@ -241,6 +241,7 @@ def test_the_known_text_of_a_known_user_counts_where_no_other_is_given(model, tm
     states = with_texts.query_states([[1], [1], [1]], [2, None, 3], [None, None, "web"])
     torch.testing.assert_close(states[0], plain[0] + table.weight[2])
     torch.testing.assert_close(states[1], plain[1])
+    torch.testing.assert_close(with_texts.query_states([[1]], [None]), plain[1:2])
     torch.testing.assert_close(states[2], model.query_states([[1]], [3], ["web"])[0])
     with_texts.add_users(2)
     assert table.weight.shape[0] == USERS + 2

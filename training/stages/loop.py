@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,7 @@ def train(
             getattr(towers.base, "activation_checkpointing_enable", None) or towers.base.gradient_checkpointing_enable
         )
         enable()
+    stage = replace(stage, epochs=epochs_of(stage, objectives))
     choose_sparse_tables(towers, accelerator, sampled=towers.softmax == "sampled")
     optimizer = RowwiseAdamW(parameter_groups(towers, stage), betas=ADAM_BETAS)
     model, optimizer = accelerator.prepare(towers, optimizer)
@@ -234,6 +235,14 @@ def parameter_groups(towers: Towers, stage: Stage) -> list[dict[str, Any]]:
         {"params": vectors, "lr": backbone_lr, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def epochs_of(stage: Stage, objectives: Sequence[Objective]) -> int:
+    """Epochs of a stage: as many as it says, or fewer where they would read more than `max_documents` of its largest corpus."""
+    documents = max((len(objective.lengths) for objective in objectives), default=0)
+    if not stage.max_documents or not documents:
+        return stage.epochs
+    return min(stage.epochs, max(stage.max_documents // documents, 1))
 
 
 def lr_share(step: int, steps_per_epoch: int, stage: Stage) -> float:

@@ -14,7 +14,7 @@ from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation
 from training.data.batches import plan_epoch
 from training.stages.collaborative import collaborative_objective
 from training.stages.content import content_objective
-from training.stages.loop import lr_share, parameter_groups, train
+from training.stages.loop import Objective, epochs_of, lr_share, parameter_groups, train
 from training.stages.optimiser import RowwiseAdamW
 from training.stages.recommendation import recommendation_objective
 from training.stages.towers import Towers
@@ -414,3 +414,20 @@ def test_of_a_backbone_with_low_rank_updates_only_these_learn(run, make_towers):
     changed = {name for name, value in towers.state_dict().items() if not torch.equal(value, before[name])}
     assert all("lora_" in name or name.removeprefix("base.") in OURS for name in changed)
     assert any("lora_B" in name for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("max_documents", "sizes", "epochs"),
+    [
+        (0, [100], 30),
+        (1000, [100, 40], 10),
+        (1000, [40], 25),
+        (1000, [10], 30),
+        (50, [100], 1),
+        (50, [0], 30),
+        (50, [], 30),
+    ],
+)
+def test_large_corpora_are_read_fewer_times_but_once_at_least(max_documents, sizes, epochs):
+    objectives = [Objective("content", np.ones(size, int), lambda *_: {}) for size in sizes]
+    assert epochs_of(Stage(epochs=30, max_documents=max_documents), objectives) == epochs

@@ -1,0 +1,235 @@
+"""How well the recommender ranks, against all that its users would otherwise use: same split, same information, whole catalogue.
+
+python benchmarks/quality.py                                  every set at hand, the default recipe, three seeds, and all baselines
+python benchmarks/quality.py --set sample --methods default paper --seeds 1
+python benchmarks/quality.py --ablation --set sample          each departure from the paper taken away alone, one seed
+
+Baselines are tuned on validation over the grids of `training/evaluation/baselines.py`: popularity, item-kNN, EASE, iALS. So are those
+that know the texts: what users with like texts chose (TF-IDF, kernel ridge, one's own row left out), the likeness of the items' texts
+to the history's, and iALS blended with both. A run is kept in --folder and not done again for the same recipe. Printed is test
+NDCG@100, mean over seeds with its standard deviation, and the paired difference to the best baseline with its standard error over users;
+--write puts it all into benchmarks/results/quality.json and draws the picture.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.claims import RESULTS
+from benchmarks.sets import PATHS, SAMPLE, set_at_hand, where_the_set_is
+from configuration.load import load_recipe
+from configuration.recipe import Recipe
+from training.data.corpora import open_corpora
+from training.evaluation.ranking import evaluate_scores
+from training.evaluation.scoring import split_matrix
+from training.files import write_text
+from training.finetune import finetune
+from training.predict import predict
+from training.pretrain import pretrain
+from training.stages.teacher import Blend, Teacher, choose
+
+SETS = (SAMPLE, "digital-music", "ml-100k", "amazon-beauty")
+SEEDS = (42, 43, 44)
+# Of the default recipe, each departure from the paper, and what takes it away.
+ABLATION = {
+    "ID embeddings start at random": "method.initialisation=random",
+    "no distillation": "method.distillation=0",
+    "the teacher knows no texts": "method.teacher=ials",
+    "read at the last token": "method.readout=last",
+    "prompt items stay in the softmax": "method.mask_prompt_items=false",
+    "targets: the whole history": "method.targets=all",
+    "a fixed fifth held out": "method.held_out_share=[0.2, 0.2]",
+    "user token in every prompt": "method.user_token_dropout=0",
+    "no item bias": "method.item_bias=false",
+    "frozen backbone": "backbone.train=none",
+    "no mutual regularisation": "method.lambda_v=0",
+    "no language-model stage": "pretrain.epochs=0",
+    "no text map": "method.text_map=false",
+}
+Row = dict[str, Any]
+
+
+def run_once(name: str, method: str, seed: int, folder: Path, *overrides: str, baselines: bool = False) -> Row:
+    """The results of a run, trained where `folder` does not hold one of the same recipe.
+
+    Args:
+        name: The set.
+        method: The method's file.
+        seed: Of the run.
+        folder: Where runs are kept.
+        overrides: Words `field=value` laid over the recipe.
+        baselines: Whether the classical baselines are fitted beside it.
+    """
+    words = [*where_the_set_is(name), f"seed={seed}", f"output_dir={folder}", "tracker=none", *overrides]
+    if not baselines:
+        words.append("evaluation.baselines=[]")
+    label = "-".join([name, method, str(seed), *(word.replace("/", "_") for word in overrides)])
+    recipe = load_recipe(name, method, [*words, f"name={label}"])
+    kept = folder / label / "results.json"
+    if kept.is_file():
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        if found["recipe"] == json.loads(json.dumps(asdict(recipe))):
+            return found
+    pretrain(recipe, overwrite=True)
+    finetune(recipe, overwrite=True)
+    return predict(recipe, overwrite=True)
+
+
+def text_baselines(recipe: Recipe) -> dict[str, np.ndarray]:
+    """Test NDCG@100 of each user of the baselines that know texts, their weights chosen on validation; empty without texts."""
+    corpora = open_corpora(Path(recipe.output_dir) / recipe.name / "corpora")
+    train, validation, test = (split_matrix(corpora, name) for name in ("recommendation", "validation", "test"))
+    if not len(corpora.texts("content")):
+        return {}
+    blend = choose(train, validation, corpora.texts("content"), corpora.num_words, "ials_and_text", recipe.seed)
+    users, seen = np.flatnonzero(np.diff(test.indptr)), (train + validation).tocsr()
+    models = {"iALS and texts": blend}
+    no_factors = replace(blend, user_factors=0 * blend.user_factors, item_factors=0 * blend.item_factors)
+    for label, which in (("texts of users", "user_text_weight"), ("texts of items", "item_text_weight")):
+        alone = Blend({}, 0.0, 0.0, **{which: 1.0})
+        matrix = blend.from_user_text if which == "user_text_weight" else blend.from_item_text
+        if matrix is not None:
+            models[label] = replace(no_factors, blend=alone)
+    return {label: of(model, users, seen, test) for label, model in models.items()}
+
+
+def of(model: Teacher, users: np.ndarray, seen: Any, test: Any) -> np.ndarray:
+    """NDCG@100 of each user."""
+    return evaluate_scores(model.scores, users, seen, test).ndcg_at_100
+
+
+def summary(values: list[float], **more: Any) -> Row:
+    """Mean and standard deviation over seeds, of NDCG@100."""
+    return {
+        "ndcg_at_100": {
+            "mean": statistics.mean(values),
+            "std": statistics.stdev(values) if len(values) > 1 else None,
+        }
+    } | more
+
+
+def others(results: Row) -> Row:
+    """What else a row tells beside NDCG@100: recall, coverage, share of the head, by activity and popularity."""
+    bias = results["bias"]
+    return {
+        "recall_at_20": results["test"]["recall_at_20"]["value"],
+        "coverage_at_10": bias["coverage_at_10"],
+        "head_share_at_10": next(
+            (group["share_at_10"] for group in bias["by_item_popularity"] if group["group"] == "head"), None
+        ),
+        "by_item_popularity": {group["group"]: group["ndcg_at_100"]["value"] for group in bias["by_item_popularity"]},
+        "by_user_activity": {group["group"]: group["ndcg_at_100"]["value"] for group in bias["by_user_activity"]},
+        "seconds": {stage: cost["seconds"] for stage, cost in results["stages"].items()},
+    }
+
+
+def compare(name: str, methods: list[str], seeds: int, folder: Path, overrides: list[str]) -> dict[str, Row]:
+    """A row for each model of a set."""
+    rows: dict[str, Row] = {}
+    for method in methods:
+        first = method == methods[0]
+        runs = [
+            run_once(name, method, seed, folder, *overrides, baselines=first and seed == SEEDS[0])
+            for seed in SEEDS[:seeds]
+        ]
+        values = [run["test"]["ndcg_at_100"]["value"] for run in runs]
+        rows[f"CLLM4Rec, {method}"] = summary(
+            values, standard_error=runs[0]["test"]["ndcg_at_100"]["standard_error"], **others(runs[0])
+        )
+        by_history = [run["test_by_history"]["ndcg_at_100"]["value"] for run in runs]
+        rows[f"CLLM4Rec, {method}, by history alone"] = summary(by_history)
+        if not first:
+            continue
+        for key, found in runs[0]["baselines"].items():
+            rows[key] = summary(
+                [found["ndcg_at_100"]["value"]],
+                standard_error=found["ndcg_at_100"]["standard_error"],
+                behind_model=found["behind_model"],
+                settings=found["settings"],
+            )
+        recipe = load_recipe(name, method, [f"output_dir={folder}", f"name={name}-{method}-{SEEDS[0]}", *overrides])
+        for label, per_user in text_baselines(recipe).items():
+            error = float(per_user.std(ddof=1) / np.sqrt(len(per_user)))
+            rows[label] = summary([float(per_user.mean())], standard_error=error)
+    return rows
+
+
+def ablation(name: str, folder: Path, overrides: list[str]) -> dict[str, Row]:
+    """The default recipe, and without each departure, one seed each."""
+    rows = {}
+    for label, word in {"the default recipe": None, **ABLATION}.items():
+        results = run_once(
+            name, "default", SEEDS[0], folder, *([word] if word else []), *overrides, baselines=word is None
+        )
+        rows[label] = summary(
+            [results["test"]["ndcg_at_100"]["value"]],
+            validation=results["validation"]["ndcg_at_100"]["value"],
+            by_history=results["test_by_history"]["ndcg_at_100"]["value"],
+            departure=word,
+        )
+    return rows
+
+
+def lines(name: str, rows: dict[str, Row]) -> Iterator[str]:
+    """The rows of a set as a table of Markdown."""
+    yield f"| {name} | NDCG@100 | |"
+    yield "| --- | --- | --- |"
+    for label, row in rows.items():
+        mean, spread = row["ndcg_at_100"]["mean"], row["ndcg_at_100"]["std"]
+        behind = row.get("behind_model")
+        notes = [f"± {row['standard_error']:.3f} over users"] if "standard_error" in row else []
+        notes += [f"behind ours by {behind['value']:.3f} ± {behind['standard_error']:.3f}"] if behind else []
+        notes += [f"by history alone {row['by_history']:.3f}"] if "by_history" in row else []
+        yield f"| {label} | {mean:.3f}{'' if spread is None else f' ± {spread:.3f}'} | {'; '.join(notes)} |"
+
+
+def draw(found: dict[str, dict[str, Row]], path: Path) -> None:
+    """A panel for each set: NDCG@100 of each model as a bar, ours in another colour."""
+    figure = Figure(figsize=(9, 1 + 2.4 * len(found)), layout="constrained")
+    for axis, (name, rows) in zip(np.atleast_1d(figure.subplots(len(found), 1)), found.items(), strict=True):
+        ranked = sorted(rows.items(), key=lambda pair: pair[1]["ndcg_at_100"]["mean"])
+        values = [row["ndcg_at_100"]["mean"] for _, row in ranked]
+        colours = ["#2b6cb0" if label.startswith("CLLM4Rec") else "#a0aec0" for label, _ in ranked]
+        axis.barh([label for label, _ in ranked], values, color=colours)
+        for place, value in enumerate(values):
+            axis.text(value, place, f" {value:.3f}", va="center", fontsize=7)
+        axis.set_title(name, fontsize=9, loc="left")
+        axis.tick_params(labelsize=7)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--set", nargs="+", choices=[SAMPLE, *PATHS], default=SETS, help="default: all")
+    add("--methods", nargs="+", default=["default"], help="recipes of the method; the first brings the baselines")
+    add("--seeds", type=int, default=3, choices=range(1, len(SEEDS) + 1), help="default: %(default)s")
+    add("--ablation", action="store_true", help="the default recipe without each departure from the paper, instead")
+    add("--folder", type=Path, default=Path("runs/quality"), help="where runs are kept (default: %(default)s)")
+    add("--write", action="store_true", help="put the rows into benchmarks/results/quality.json or ablation.json")
+    add("overrides", nargs="*", metavar="field=value", help="laid over every recipe")
+    chosen = parser.parse_args()
+    path = RESULTS / ("ablation.json" if chosen.ablation else "quality.json")
+    for name in dict.fromkeys(map(set_at_hand, chosen.set)):
+        if chosen.ablation:
+            rows = ablation(name, chosen.folder, chosen.overrides)
+        else:
+            rows = compare(name, chosen.methods, chosen.seeds, chosen.folder, chosen.overrides)
+        print("\n".join(["", *lines(name, rows)]), flush=True)
+        if chosen.write:
+            found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            write_text(path, json.dumps(found | {name: rows}, indent=1, ensure_ascii=False) + "\n")
+            if not chosen.ablation:
+                draw(found | {name: rows}, RESULTS / "quality.png")
+
+
+if __name__ == "__main__":
+    main()

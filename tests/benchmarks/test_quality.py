@@ -1,0 +1,63 @@
+import json
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from benchmarks import quality
+from benchmarks.quality import ABLATION, compare, draw, lines, run_once, summary
+from configuration.load import load_recipe
+
+SHORT = ["pretrain.epochs=0", "finetune.epochs=0", "evaluation.selection_users=20"]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """The sample without training, with one cheap baseline."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quality, "SEEDS", (42, 43))
+        folder = tmp_path_factory.mktemp("quality")
+        yield folder, compare("sample", ["default"], 2, folder, [*SHORT, "evaluation.baselines=[popularity]"])
+
+
+def test_ours_stands_beside_baselines_and_beside_what_the_texts_say(rows):
+    _, found = rows
+    assert set(found) == {
+        "CLLM4Rec, default", "CLLM4Rec, default, by history alone", "popularity", "iALS and texts", "texts of users",
+        "texts of items",
+    }  # fmt: skip
+    ours = found["CLLM4Rec, default"]
+    assert ours["ndcg_at_100"]["std"] > 0
+    assert ours["by_item_popularity"].keys() == {"tail", "middle", "head"}
+    assert found["popularity"]["ndcg_at_100"]["mean"] == pytest.approx(0.2242, abs=1e-4)
+    assert found["iALS and texts"]["ndcg_at_100"]["mean"] > found["texts of users"]["ndcg_at_100"]["mean"] > 0.3
+    table = "\n".join(lines("sample", found))
+    assert "| popularity | 0.224 | ± 0.007 over users; behind ours by " in table
+
+
+def test_a_run_of_the_same_recipe_is_not_done_again(rows, monkeypatch):
+    folder, found = rows
+    for stage in ("pretrain", "finetune", "predict"):
+        monkeypatch.setattr(quality, stage, lambda *given, **options: pytest.fail("trained again"))
+    again = run_once("sample", "default", 43, folder, *SHORT, "evaluation.baselines=[popularity]")
+    both = found["CLLM4Rec, default"]["ndcg_at_100"]
+    assert again["test"]["ndcg_at_100"]["value"] == pytest.approx(both["mean"], abs=2 * both["std"])
+    with pytest.raises(pytest.fail.Exception):
+        run_once("sample", "default", 43, folder, *SHORT, "finetune.lr=1e-2")
+
+
+def test_every_departure_is_a_field_that_the_default_recipe_sets_otherwise():
+    default = json.dumps(vars(load_recipe("sample", "default")), default=vars)
+    for word in ABLATION.values():
+        assert json.dumps(vars(load_recipe("sample", "default", [word])), default=vars) != default, word
+
+
+def test_the_picture_has_a_panel_a_set(tmp_path):
+    rows = {"CLLM4Rec, default": summary([0.4, 0.42]), "iALS": summary([0.38])}
+    heights = []
+    for count in (1, 3):
+        draw({f"set {number}": rows for number in range(count)}, tmp_path / "quality.png")
+        heights.append(imread(tmp_path / "quality.png").shape[0])
+    assert heights[1] > 2 * heights[0]
+    assert rows["iALS"]["ndcg_at_100"] == {"mean": 0.38, "std": None}
+    assert np.isclose(rows["CLLM4Rec, default"]["ndcg_at_100"]["mean"], 0.41)
