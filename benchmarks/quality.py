@@ -33,6 +33,7 @@ from training.files import write_text
 from training.finetune import finetune
 from training.predict import predict
 from training.pretrain import pretrain
+from training.run import Run
 from training.stages.teacher import Blend, Teacher, choose
 
 SETS = (SAMPLE, "digital-music", "ml-100k", "amazon-beauty")
@@ -67,12 +68,8 @@ def run_once(name: str, method: str, seed: int, folder: Path, *overrides: str, b
         overrides: Words `field=value` laid over the recipe.
         baselines: Whether the classical baselines are fitted beside it.
     """
-    words = [*where_the_set_is(name), f"seed={seed}", f"output_dir={folder}", "tracker=none", *overrides]
-    if not baselines:
-        words.append("evaluation.baselines=[]")
-    label = "-".join([name, method, str(seed), *(word.replace("/", "_") for word in overrides)])
-    recipe = load_recipe(name, method, [*words, f"name={label}"])
-    kept = folder / label / "results.json"
+    recipe = recipe_of(name, method, seed, folder, *overrides, *([] if baselines else ["evaluation.baselines=[]"]))
+    kept = Run.of(recipe).folder / "results.json"
     if kept.is_file():
         found = json.loads(kept.read_text(encoding="utf-8"))
         if found["recipe"] == json.loads(json.dumps(asdict(recipe))):
@@ -82,9 +79,17 @@ def run_once(name: str, method: str, seed: int, folder: Path, *overrides: str, b
     return predict(recipe, overwrite=True)
 
 
+def recipe_of(name: str, method: str, seed: int, folder: Path, *overrides: str) -> Recipe:
+    """The recipe of a run, whose name says what is special about it."""
+    said = [word for word in overrides if not word.startswith("evaluation.")]
+    label = "-".join([name, method, str(seed), *(word.replace("/", "_") for word in said)])
+    words = [*where_the_set_is(name), f"seed={seed}", f"output_dir={folder}", "tracker=none", f"name={label}"]
+    return load_recipe(name, method, [*words, *overrides])
+
+
 def text_baselines(recipe: Recipe) -> dict[str, np.ndarray]:
     """Test NDCG@100 of each user of the baselines that know texts, their weights chosen on validation; empty without texts."""
-    corpora = open_corpora(Path(recipe.output_dir) / recipe.name / "corpora")
+    corpora = open_corpora(Run.of(recipe).corpora)
     train, validation, test = (split_matrix(corpora, name) for name in ("recommendation", "validation", "test"))
     if not len(corpora.texts("content")):
         return {}
@@ -154,8 +159,7 @@ def compare(name: str, methods: list[str], seeds: int, folder: Path, overrides: 
                 behind_model=found["behind_model"],
                 settings=found["settings"],
             )
-        recipe = load_recipe(name, method, [f"output_dir={folder}", f"name={name}-{method}-{SEEDS[0]}", *overrides])
-        for label, per_user in text_baselines(recipe).items():
+        for label, per_user in text_baselines(recipe_of(name, method, SEEDS[0], folder, *overrides)).items():
             error = float(per_user.std(ddof=1) / np.sqrt(len(per_user)))
             rows[label] = summary([float(per_user.mean())], standard_error=error)
     return rows

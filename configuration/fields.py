@@ -129,6 +129,7 @@ SHARE = Rule("from 0 to 1", lambda value: 0 <= value <= 1)
 
 STAGE_RULES = {
     "epochs": AT_LEAST_ZERO,
+    "max_documents": AT_LEAST_ZERO,
     "batch_size": AT_LEAST_ONE,
     "gradient_accumulation_steps": AT_LEAST_ONE,
     "lr": ABOVE_ZERO,

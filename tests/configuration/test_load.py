@@ -170,7 +170,10 @@ def test_a_misspelt_field_names_itself_and_the_nearest(word, nearest):
 def test_a_field_like_no_other_lists_those_of_its_section():
     message = refused("finetune.learning_rate=1")
 
-    assert "there is no field 'finetune.learning_rate'; the fields of 'finetune' are epochs, batch_size" in message
+    assert (
+        "there is no field 'finetune.learning_rate'; the fields of 'finetune' are epochs, max_documents, batch_size"
+        in message
+    )
 
 
 @pytest.mark.parametrize(
