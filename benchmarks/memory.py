@@ -327,7 +327,7 @@ class Launch:
     Attributes:
         files: Launch files.
         use: When to take them.
-        formula: What the ID tables take on each device, in the bytes t, m, i and s of the table's legend, and N devices.
+        formula: What the ID tables take on each device, in the bytes t, i and s of the table's legend, and N devices.
         processes: N of the example; 0: as many as the table is asked for.
         sharded: Whether by FSDP2.
         rows_alone: Whether tables that are only looked up have sparse gradients.
@@ -349,8 +349,14 @@ class Launch:
 
 LAUNCHES = (
     Launch("`cpu.yaml`, `one_gpu.yaml`", "one process, on the CPU or on one GPU", "2·t + 4·i + 2·s", rows_alone=True),
-    Launch("`multi_gpu.yaml`", "several GPUs of one machine; try it out with `two_cpu_processes.yaml`", "9·t + m", 0),
-    Launch("`multi_node.yaml`", "several machines with several GPUs each", "9·t + m", 0),
+    Launch(
+        "`multi_gpu.yaml`",
+        "several GPUs of one machine; try it out with `two_cpu_processes.yaml`",
+        "2·t + 5·i + 2·s",
+        0,
+        rows_alone=True,
+    ),
+    Launch("`multi_node.yaml`", "several machines with several GPUs each", "2·t + 5·i + 2·s", 0, rows_alone=True),
     Launch("`fsdp2.yaml`", "a backbone whose training one GPU cannot hold", "(4 + 6/N)·t", 0, sharded=True),
 )
 
@@ -365,9 +371,9 @@ def table(users: int = 1_000_000, items: int = 1_000_000, width: int = 256, devi
         size = sum(training_bytes(*row.example(users, items, width, devices)).values())
         lines.append(f"| {row.files} | {row.use} | {row.formula} | {size / 1e9:.1f} GB |")
     legend = (
-        "t = 4·d·(U + I) bytes, the tables of one tower (there are two), m = 4·d·max(U, I), i = 4·d·I. In one process the tables but the "
+        "t = 4·d·(U + I) bytes, the tables of one tower (there are two), i = 4·d·I. Without FSDP2 the tables but the "
         "one of the item head are only looked up: their gradients are of rows alone, their moments of the rows touched so far, s bytes "
-        "of weights (2·t - i in the end, as counted here). NCCL reduces whole gradients. A backbone of P weights adds 4·P where it is "
+        "of weights (2·t - i in the end, as counted here). A backbone of P weights adds 4·P where it is "
         "frozen; where it learns, 16·P, under DDP 20·P; under FSDP2 a share of N and four layers. Float32; activations come on top."
     )
     return "\n".join([*lines, "", legend])

@@ -22,8 +22,8 @@ def total(of=DENSE, **fields):
     ("file", "words", "size"),
     [
         ("one_gpu.yaml", "2·t + 4·i + 2·s", 2 * ONE_TOWER + 4 * ITEM_TABLE + 2 * (2 * ONE_TOWER - ITEM_TABLE)),
-        ("multi_gpu.yaml", "9·t + m", 9 * ONE_TOWER + LARGER),
-        ("multi_node.yaml", "9·t + m", 9 * ONE_TOWER + LARGER),
+        ("multi_gpu.yaml", "2·t + 5·i + 2·s", 2 * ONE_TOWER + 5 * ITEM_TABLE + 2 * (2 * ONE_TOWER - ITEM_TABLE)),
+        ("multi_node.yaml", "2·t + 5·i + 2·s", 2 * ONE_TOWER + 5 * ITEM_TABLE + 2 * (2 * ONE_TOWER - ITEM_TABLE)),
         ("fsdp2.yaml", "(4 + 6/N)·t", (4 + 6 / DEVICES) * ONE_TOWER),
     ],
 )

@@ -58,7 +58,7 @@ def test_fifty_users_get_the_same_from_the_hub_after_all_that_was_local_is_gone(
     people = tmp_path / "people.json"
     people.write_text(json.dumps([{"user": user} for user in users]))
     here = pipeline("recommendation", model=str(run / "model"), trust_remote_code=True)(
-        json.loads(people.read_text()), top_k=10
+        json.loads(people.read_text()), top_k=10, batch_size=16
     )
     assert len(here) == 50
     history = ["python3-numpy", "python3-matplotlib"]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import broadcast, broadcast_object_list, set_seed
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -25,7 +25,7 @@ from configuration.errors import InputError
 from configuration.recipe import Stage
 from training.data.batches import Batch, on_device, plan_epoch
 from training.files import write_text, written_whole
-from training.stages.optimiser import RowwiseAdamW, choose_sparse_tables, clip_gradients
+from training.stages.optimiser import RowwiseAdamW, choose_sparse_tables, clip_gradients, reduce_rows, sparse_tables
 from training.stages.towers import ObjectiveName, Towers
 
 logger = logging.getLogger(__name__)
@@ -110,6 +110,8 @@ def train(
     choose_sparse_tables(towers, accelerator, sampled=towers.softmax == "sampled")
     optimizer = RowwiseAdamW(parameter_groups(towers, stage), betas=ADAM_BETAS)
     model, optimizer = accelerator.prepare(towers, optimizer)
+    for table in sparse_tables(towers):
+        broadcast(table.weight.data)  # DDP does so with what it reduces
     towers.tie_heads()
     peaks = [group["lr"] for group in optimizer.param_groups]
     plan_length = sum(math.ceil(len(objective.lengths) / stage.batch_size) for objective in objectives)
@@ -205,6 +207,7 @@ def train_step(
         # Gradients are averaged over processes; the sum is wanted.
         accelerator.backward(loss * processes)
         report += loss.detach()
+    reduce_rows(towers, accelerator)
     if stage.max_grad_norm > 0:
         clip_gradients(accelerator, [p for p in model.parameters() if p.requires_grad], stage.max_grad_norm)
     optimizer.step()

@@ -1,6 +1,6 @@
 """AdamW that steps only the rows of an ID table that a batch touched: time and memory follow the batch, not the catalogue.
 
-Here too: which tables get gradients of rows alone, and clipping over such gradients and ordinary ones.
+Here too: which tables get gradients of rows alone, their sum over processes, and clipping over such gradients and ordinary ones.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from torch import distributed, nn
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import ParamsT
 
 from training.stages.towers import Towers
@@ -198,41 +199,63 @@ def nonzero_rows(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def choose_sparse_tables(towers: Towers, accelerator: Accelerator, *, sampled: bool = False) -> list[nn.Embedding]:
     """Let those ID tables have sparse gradients that are only ever looked up; to be called before `accelerator.prepare`.
 
+    DDP leaves them alone, [`reduce_rows`] does not: of torch's backends gloo alone reduces sparse gradients, and not reliably.
+
     Args:
         towers: Their tables' `sparse` is set.
-        accelerator: FSDP2 shards dense gradients alone, and of DDP's backends gloo alone reduces sparse ones.
+        accelerator: FSDP2 shards dense gradients alone.
         sampled: Whether the item head draws its negatives, so that the item table is only looked up as well.
 
     Returns:
         The tables whose gradients will be sparse.
     """
     alone = accelerator.distributed_type == DistributedType.NO
-    by_gloo = (
-        accelerator.distributed_type in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-        and distributed.get_backend() == "gloo"
-    )
-    able = (alone or by_gloo) and accelerator.device.type in ("cpu", "cuda")
+    by_ddp = accelerator.distributed_type in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    able = (alone or by_ddp) and accelerator.device.type in ("cpu", "cuda")
     tables = {name: module for name, module in towers.base.named_children() if name.endswith("_embeddings")}
-    chosen = []
     for name, table in tables.items():
         if isinstance(table, nn.Embedding):
             looked_up = name != "item_embeddings" or sampled
             table.sparse = able and looked_up and table.weight.requires_grad and len(table.weight) > 0
-            if table.sparse:
-                chosen.append(table)
-    if chosen and not alone:
-        touch_in_every_pass(towers, chosen)
+    chosen = sparse_tables(towers)
+    if chosen and by_ddp:
+        ids = {id(table) for table in chosen}
+        names = [f"{name}.weight" for name, module in towers.named_modules() if id(module) in ids]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(towers, names)
     return chosen
 
 
-def touch_in_every_pass(towers: Towers, tables: list[nn.Embedding]) -> None:
-    """Look no row of each table up in every forward pass: DDP asks for a sparse gradient even where an objective reads no table."""
+def sparse_tables(towers: Towers) -> list[nn.Embedding]:
+    """The ID tables whose gradients are sparse."""
+    return [table for table in towers.base.children() if isinstance(table, nn.Embedding) and table.sparse]
 
-    def touch(_: nn.Module, __: Any, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        nothing = torch.empty(0, dtype=torch.long, device=losses["likelihood"].device)
-        return losses | {"likelihood": losses["likelihood"] + sum(table(nothing).sum() for table in tables)}
 
-    towers.register_forward_hook(touch)
+@torch.no_grad()
+def reduce_rows(towers: Towers, accelerator: Accelerator) -> None:
+    """Average the sparse gradients of ID tables over processes, as DDP does with the others: each sends the rows it touched.
+
+    Args:
+        towers: After the backward pass.
+        accelerator: Gathers the rows, by whatever backend its processes talk.
+    """
+    processes = accelerator.num_processes
+    if processes == 1:
+        return
+    for table in sparse_tables(towers):
+        weight = table.weight
+        gradient = weight.new_empty(0, *weight.shape[1:]) if weight.grad is None else weight.grad
+        rows, values = nonzero_rows(gradient)
+        # The row -1 at the end is nobody's: it lets a process without a row send one.
+        rows, values = (
+            torch.cat([rows, rows.new_full((1,), -1)]),
+            torch.cat([values, values.new_zeros(1, *values.shape[1:])]),
+        )
+        rows = accelerator.gather(accelerator.pad_across_processes(rows, pad_index=-1))
+        values = accelerator.gather(accelerator.pad_across_processes(values))
+        theirs = rows >= 0
+        weight.grad = torch.sparse_coo_tensor(
+            rows[theirs][None], values[theirs] / processes, weight.shape, check_invariants=True
+        )
 
 
 def clip_gradients(accelerator: Accelerator, parameters: Iterable[torch.Tensor], max_norm: float) -> torch.Tensor:
