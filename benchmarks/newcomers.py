@@ -33,7 +33,7 @@ from training.evaluation.scoring import split_matrix
 from training.files import write_text
 from training.finetune import finetune
 from training.pretrain import pretrain
-from training.stages.teacher import tf_idf
+from training.stages.terms import tf_idf
 from training.stages.text_map import RIDGES, Ridge
 
 SHARE, EASE_PENALTY, EXPLAINED = 0.2, 100.0, 500

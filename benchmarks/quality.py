@@ -93,7 +93,7 @@ def text_baselines(recipe: Recipe) -> dict[str, np.ndarray]:
     train, validation, test = (split_matrix(corpora, name) for name in ("recommendation", "validation", "test"))
     if not len(corpora.texts("content")):
         return {}
-    blend = choose(train, validation, corpora.texts("content"), corpora.num_words, "ials_and_text", recipe.seed)
+    blend = choose(train, validation, corpora, "ials_and_text", recipe.seed)
     users, seen = np.flatnonzero(np.diff(test.indptr)), (train + validation).tocsr()
     models = {"iALS and texts": blend}
     no_factors = replace(blend, user_factors=0 * blend.user_factors, item_factors=0 * blend.item_factors)

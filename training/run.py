@@ -99,9 +99,8 @@ class Run:
     def teacher(self, corpora: Corpora) -> Teacher:
         """The teacher of the recipe, fitted on the training split and chosen on validation; kept in `checkpoints/teacher`."""
         train, validation = split_matrix(corpora, "recommendation"), split_matrix(corpora, "validation")
-        words, kind = corpora.num_words, self.recipe.method.teacher
-        cache = self.checkpoints("teacher")
-        return fit_teacher(train, validation, corpora.texts("content"), words, kind, self.recipe.seed, cache)
+        recipe, cache = self.recipe, self.checkpoints("teacher")
+        return fit_teacher(train, validation, corpora, recipe.method.teacher, recipe.seed, cache)
 
     def check_checkpoint(self, stage: str, corpora_fingerprint: str) -> None:
         """Refuse a stage's checkpoint of another data set, backbone or method.

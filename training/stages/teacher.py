@@ -17,23 +17,22 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from scipy.linalg import cho_factor, cho_solve
-from scipy.sparse import csr_matrix, diags
+from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import LinearOperator, svds
 
-from training.data.corpora import Texts
+from training.data.corpora import Corpora, Texts
 from training.evaluation.baselines import FittedBaseline, fit_baselines
 from training.evaluation.ranking import evaluate_scores
 from training.files import written_whole
+from training.stages.terms import MOST_ROWS, term_counts, tf_idf
 
 logger = logging.getLogger(__name__)
 
 # Settings are tried one after the other, each on validation NDCG@100 with the best of those before it.
 RIDGES = (1.0, 3.0, 10.0)
-USER_TEXT_WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
-ITEM_TEXT_WEIGHTS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
-SCALES = (1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
-# The texts' parts are square matrices over users and over items: above so many rows (0.4 GB) a part is left out.
-MOST_ROWS = 10_000
+USER_TEXT_WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+ITEM_TEXT_WEIGHTS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+SCALES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 COMPARED_USERS = 2_000
 
 
@@ -112,8 +111,7 @@ class Teacher:
 def fit_teacher(
     train: csr_matrix,
     validation: csr_matrix,
-    texts: Texts,
-    num_words: int,
+    corpora: Corpora,
     kind: Literal["ials", "ials_and_text"],
     seed: int,
     cache: Path,
@@ -123,15 +121,14 @@ def fit_teacher(
     Args:
         train: `(users, items)` of ones.
         validation: Alike.
-        texts: Of the content corpus, which holds no held-out review.
-        num_words: N.
+        corpora: Whose texts are read.
         kind: What it is made of.
         seed: For iALS.
         cache: A folder of the run.
     """
-    mark = fingerprint(train, validation, texts, kind, seed)
+    mark = fingerprint(train, validation, corpora.texts("content"), kind, seed)
     if not was_fitted_for(mark, cache):
-        teacher = choose(train, validation, texts, num_words, kind, seed)
+        teacher = choose(train, validation, corpora, kind, seed)
         with written_whole(cache) as target:
             tables = {"users": teacher.user_factors, "items": teacher.item_factors}
             save_file(tables, target / "factors.safetensors", metadata={"fingerprint": mark})
@@ -139,19 +136,17 @@ def fit_teacher(
         return teacher
     tables, blend = load_file(cache / "factors.safetensors"), read_blend(cache)
     teacher = Teacher(tables["users"], tables["items"], train, blend)
-    if blend.user_text_weight:
-        teacher = replace(
-            teacher,
-            from_user_text=leave_one_out_ridge(similarities(texts, "user", num_words, train.shape[0]), blend.ridge),
-        )
-    if blend.item_text_weight:
-        teacher = replace(teacher, from_item_text=item_similarities(texts, num_words, train))
+    counts = term_counts(corpora) if blend.user_text_weight or blend.item_text_weight else None
+    if counts is not None and blend.user_text_weight:
+        teacher = replace(teacher, from_user_text=leave_one_out_ridge(similarities(counts.user), blend.ridge))
+    if counts is not None and blend.item_text_weight:
+        teacher = replace(teacher, from_item_text=item_similarities(counts.item, train))
     return teacher
 
 
 def fingerprint(train: csr_matrix, validation: csr_matrix, texts: Texts, kind: str, seed: int) -> str:
     """What a teacher depends on: the pairs of both splits, the texts, its kind and the seed."""
-    digest = hashlib.sha256(f"{kind} {seed} {train.shape}".encode())
+    digest = hashlib.sha256(f"terms {kind} {seed} {train.shape}".encode())
     for matrix in (train, validation):
         digest.update(matrix.indptr.tobytes() + matrix.indices.tobytes())
     digest.update(texts.documents.values.tobytes())
@@ -186,8 +181,7 @@ def fitted_ials(cache: Path) -> FittedBaseline | None:
 def choose(
     train: csr_matrix,
     validation: csr_matrix,
-    texts: Texts,
-    num_words: int,
+    corpora: Corpora,
     kind: Literal["ials", "ials_and_text"],
     seed: int,
 ) -> Teacher:
@@ -209,8 +203,9 @@ def choose(
 
     start = Blend(ials.settings, ials.validation_ndcg_at_100, 0.0)
     teacher = measured(Teacher(users, items, train, start))
-    if kind == "ials_and_text" and has_texts(texts.user, train.shape[0], "user"):
-        kernel = similarities(texts, "user", num_words, train.shape[0])
+    counts = term_counts(corpora) if kind == "ials_and_text" else None
+    if counts is not None and has_texts(counts.user, "user"):
+        kernel = similarities(counts.user)
         candidates = [
             replace(
                 teacher, from_user_text=leave_one_out_ridge(kernel, ridge), blend=replace(teacher.blend, ridge=ridge)
@@ -222,8 +217,8 @@ def choose(
             for candidate in candidates
             for weight in USER_TEXT_WEIGHTS
         )
-    if kind == "ials_and_text" and has_texts(texts.item, train.shape[1], "item"):
-        teacher = replace(teacher, from_item_text=item_similarities(texts, num_words, train))
+    if counts is not None and has_texts(counts.item, "item"):
+        teacher = replace(teacher, from_item_text=item_similarities(counts.item, train))
         teacher = best(
             replace(teacher, blend=replace(teacher.blend, item_text_weight=weight)) for weight in ITEM_TEXT_WEIGHTS
         )
@@ -232,11 +227,12 @@ def choose(
     return teacher
 
 
-def has_texts(owners: np.ndarray, rows: int, kind: str) -> bool:
+def has_texts(counts: csr_matrix, kind: str) -> bool:
     """Whether there are texts of users (or items), and few enough rows for their square matrix."""
-    if rows > MOST_ROWS:
+    rows = counts.shape[0]
+    if counts.nnz and rows > MOST_ROWS:
         logger.info("teacher: the %s texts are left out, %d rows are more than %d", kind, rows, MOST_ROWS)
-    return rows <= MOST_ROWS and bool((owners >= 0).any())
+    return rows <= MOST_ROWS and counts.nnz > 0
 
 
 def best_scale(teacher: Teacher, users: np.ndarray, validation: csr_matrix) -> float:
@@ -271,46 +267,15 @@ def leave_one_out_ridge(kernel: np.ndarray, ridge: float) -> np.ndarray:
     return (hat / np.maximum(1 - own, 1e-3)[:, None]).astype(np.float32)
 
 
-def item_similarities(texts: Texts, num_words: int, train: csr_matrix) -> np.ndarray:
+def item_similarities(counts: csr_matrix, train: csr_matrix) -> np.ndarray:
     """Cosines of the items' texts without one's own, scaled so that a history's sum has standard deviation 1."""
-    alike = similarities(texts, "item", num_words, train.shape[1])
+    alike = similarities(counts)
     np.fill_diagonal(alike, 0)
     spread = float((train[: min(1024, train.shape[0])] @ alike).std())
     return alike / max(spread, 1e-12)
 
 
-def word_counts(texts: Texts, owner: Literal["user", "item"], num_words: int, rows: int) -> csr_matrix:
-    """How often each word stands in all that is written about each user (or item), prompts left out, `(rows, num_words)` float32."""
-    documents = texts.documents
-    document = np.repeat(np.arange(len(documents)), documents.lengths)
-    place = np.arange(len(documents.values)) - np.repeat(documents.offsets[:-1], documents.lengths)
-    owners = (texts.user if owner == "user" else texts.item)[document]
-    chosen = (place >= texts.prompt_length[document]) & (owners >= 0)
-    counts = csr_matrix(
-        (np.ones(int(chosen.sum()), np.float32), (owners[chosen], documents.values[chosen])), shape=(rows, num_words)
-    )
-    counts.sum_duplicates()
-    return counts
-
-
-def similarities(texts: Texts, owner: Literal["user", "item"], num_words: int, rows: int) -> np.ndarray:
-    """Cosines of the TF-IDF vectors of all words about each user (or item), `(rows, rows)` float32."""
-    unit = tf_idf(word_counts(texts, owner, num_words, rows))[0]
+def similarities(counts: csr_matrix) -> np.ndarray:
+    """Cosines of TF-IDF vectors of terms counted `(rows, terms)`, `(rows, rows)` float32."""
+    unit = tf_idf(counts)[0]
     return np.asarray((unit @ unit.T).toarray(), np.float32)
-
-
-def tf_idf(counts: csr_matrix, rarity: np.ndarray | None = None) -> tuple[csr_matrix, np.ndarray]:
-    """TF-IDF vectors of length 1, and the rarity of each word.
-
-    Args:
-        counts: `(rows, words)` float32.
-        rarity: `(words,)` float32; that of these rows by default.
-    """
-    rows, num_words = counts.shape
-    counts = counts.copy()
-    counts.data = np.log1p(counts.data)
-    if rarity is None:
-        rarity = np.log((rows + 1) / (np.bincount(counts.indices, minlength=num_words) + 1)).astype(np.float32)
-    weighted = counts @ diags(rarity)
-    norms = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
-    return csr_matrix(diags((1 / np.maximum(norms, 1e-12)).astype(np.float32)) @ weighted), rarity

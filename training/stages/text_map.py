@@ -15,12 +15,12 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_matrix, diags, vstack
 
 from modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.text_cllm4rec import TextMap, terms_of, words_of
+from modeling_cllm4rec.text_cllm4rec import TextMap
 from training.data.batches import layout_of
 from training.data.corpora import Corpora
 from training.evaluation.ranking import evaluate_scores
 from training.evaluation.scoring import ModelScores, split_matrix
-from training.stages.teacher import MOST_ROWS, tf_idf
+from training.stages.terms import MOST_ROWS, term_counts, tf_idf
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,6 @@ WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0)
 SCALES = (2.0, 4.0, 8.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0)
 # Where people have no texts of their own there is nothing to choose the weight by.
 USUAL_WEIGHT = 0.5
-LEAST_DOCUMENTS, MOST_TERMS = 2, 20_000
 COMPARED_USERS = 2_000
 SCORES_AT_A_TIME = 2**25
 
@@ -94,7 +93,8 @@ def fit_text_map(model: CLLM4RecForRecommendation, corpora: Corpora, seed: int) 
         seed: Of the rows and users that are looked at where there are too many.
     """
     train = split_matrix(corpora, "recommendation")
-    user_terms, item_terms, terms = term_counts(corpora)
+    counts = term_counts(corpora)
+    user_terms, item_terms, terms = counts.user, counts.item, counts.numbers
     if not len(terms):
         return None
     own_texts = user_terms.nnz > 0
@@ -168,37 +168,6 @@ def fit_text_map(model: CLLM4RecForRecommendation, corpora: Corpora, seed: int) 
     )
     logger.info("text map: %s", ", ".join(f"{name} {value:.4g}" for name, value in asdict(fitted).items()))
     return fitted
-
-
-def term_counts(corpora: Corpora) -> tuple[csr_matrix, csr_matrix, np.ndarray]:
-    """How often each term stands in what training may read about each user and each item.
-
-    Returns:
-        `(num_users, terms)` and `(num_items, terms)`, float32; and the terms' numbers, int64, ascending: the most frequent of those
-        that more than one document has.
-    """
-    texts = corpora.texts("content")
-    main = [document[start:] for document, start in zip(texts.documents, texts.prompt_length, strict=True)]
-    numbers = [
-        [number for number, _ in terms_of(words_of(text))]
-        for text in (corpora.tokenizer.batch_decode(main, skip_special_tokens=True) if main else [])
-    ]
-    in_document = np.repeat(np.arange(len(numbers)), [len(row) for row in numbers])
-    terms, places = np.unique(np.array([number for row in numbers for number in row], np.int64), return_inverse=True)
-    documents = np.bincount(np.unique(np.stack([places, in_document]), axis=1)[0], minlength=len(terms))
-    kept = np.argsort(-documents, kind="stable")[:MOST_TERMS]
-    kept = np.sort(kept[documents[kept] >= LEAST_DOCUMENTS])
-
-    def of(owners: np.ndarray, rows: int) -> csr_matrix:
-        owner = owners[in_document]
-        owned = owner >= 0
-        counts = csr_matrix(
-            (np.ones(int(owned.sum()), np.float32), (owner[owned], places[owned])), shape=(rows, max(len(terms), 1))
-        )
-        counts.sum_duplicates()
-        return csr_matrix(counts[:, kept])
-
-    return of(texts.user, corpora.num_users), of(texts.item, corpora.num_items), terms[kept]
 
 
 def item_head(model: CLLM4RecForRecommendation) -> tuple[np.ndarray, np.ndarray]:

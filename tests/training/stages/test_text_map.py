@@ -8,13 +8,12 @@ import torch
 from scipy.sparse import csr_matrix
 
 from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation
-from modeling_cllm4rec.text_cllm4rec import number_of
 from training.data.batches import layout_of
 from training.data.corpora import ITEM_TEXT, USER_TEXT, Texts
 from training.data.ragged import Ragged
 from training.evaluation.scoring import ModelScores
-from training.stages import text_map
-from training.stages.text_map import Ridge, fit_text_map, some, term_counts
+from training.stages import terms, text_map
+from training.stages.text_map import Ridge, fit_text_map, some
 
 USERS, ITEMS, WORDS, WIDTH = 40, 20, 50, 8
 GROUP_OF_USER, GROUP_OF_ITEM = np.arange(USERS) % 2, np.arange(ITEMS) % 2
@@ -97,7 +96,7 @@ def test_without_texts_there_is_no_map(model):
 
 
 def test_words_of_a_single_document_do_not_count(model, monkeypatch):
-    monkeypatch.setattr(text_map, "LEAST_DOCUMENTS", 10_000)
+    monkeypatch.setattr(terms, "LEAST_DOCUMENTS", 10_000)
     assert fit_text_map(model, corpora_of(), seed=0) is None
 
 
@@ -133,17 +132,6 @@ def test_of_too_many_rows_some_are_taken_in_order():
     assert (taken % 2 == 0).all()
     assert (np.diff(taken) > 0).all()
     assert some(np.arange(4) > 1, 10, np.random.default_rng(0)).tolist() == [2, 3]
-
-
-def test_terms_of_prompts_and_of_single_documents_do_not_count():
-    of_users, of_items, terms = term_counts(corpora_of())
-    assert number_of(word(1)) in terms
-    assert number_of(word(49)) not in terms
-    assert of_users.shape == (USERS, len(terms))
-    assert of_items.shape == (ITEMS, len(terms))
-    assert (np.diff(terms) > 0).all()
-    column = terms.tolist().index(number_of(word(1)))
-    assert of_users[:, column].toarray()[GROUP_OF_USER == 1].sum() == 0 < of_users[:, column].sum()
 
 
 def test_texts_of_known_users_are_added_by_what_validation_says(model):
