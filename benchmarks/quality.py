@@ -53,6 +53,7 @@ ABLATION = {
     "no mutual regularisation": "method.lambda_v=0",
     "no language-model stage": "pretrain.epochs=0",
     "no text map": "method.text_map=false",
+    "no offsets of users": "method.user_offsets=false",
 }
 Row = dict[str, Any]
 

@@ -163,6 +163,10 @@ class Method:
         "sentence; needs texts of items or users",
         True,
     )
+    user_offsets: bool = knob(
+        "when training has ended, add to the states of known users what validation likes of the teacher's scores and of their own texts",
+        False,
+    )
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,8 @@ def add_users(model: "CLLM4RecForRecommendation", count: int) -> range:
         for tower in ("collaborative", "content") if config.content_tower else ("collaborative",):
             table = base.tables(tower)[0]
             extend(table, table.weight.float().mean(0, keepdim=True).expand(count, -1))
-        if base.text_user_embeddings is not None:
-            extend(base.text_user_embeddings, base.text_user_embeddings.weight.new_zeros(count, config.hidden_size))
+        if base.user_offsets is not None:
+            extend(base.user_offsets, base.user_offsets.weight.new_zeros(count, config.hidden_size))
     config.num_users = first + count
     return range(first, config.num_users)
 
@@ -130,8 +130,8 @@ def remove_users(model: "CLLM4RecForRecommendation", users: Sequence[int]) -> No
         weight = base.tables(tower)[0].weight
         others = stay.to(weight.device)
         weight[~others] = weight[others].float().mean(0).nan_to_num().to(weight.dtype)
-    if base.text_user_embeddings is not None:
-        base.text_user_embeddings.weight[~stay.to(base.text_user_embeddings.weight.device)] = 0.0
+    if base.user_offsets is not None:
+        base.user_offsets.weight[~stay.to(base.user_offsets.weight.device)] = 0.0
 
 
 def extend(table: nn.Embedding, rows: torch.Tensor) -> None:

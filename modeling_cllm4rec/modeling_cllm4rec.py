@@ -141,8 +141,8 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         return self if isinstance(self, CLLM4RecModel) else self.model
 
     def freeze(self) -> None:
-        """Leave gradients to the ID tables and biases alone where the configuration freezes the backbone; none to the text map."""
-        for fitted in (self.base.text_map, self.base.text_user_embeddings):
+        """Leave gradients to the ID tables and biases alone where the configuration freezes the backbone; none to what is fitted afterwards."""
+        for fitted in (self.base.text_map, self.base.user_offsets):
             if fitted is not None:
                 fitted.requires_grad_(False)
         if self.config.freeze_backbone:
@@ -310,7 +310,7 @@ class CLLM4RecModel(CLLM4RecPreTrainedModel):
             self.content_item_embeddings = nn.Embedding(config.num_items, width)
         self.item_bias = nn.Parameter(torch.zeros(config.num_items)) if config.item_bias else None
         self.text_map = TextMap(config.num_text_terms, width) if config.num_text_terms else None
-        self.text_user_embeddings = nn.Embedding(user_rows, width) if config.text_user_embeddings else None
+        self.user_offsets = nn.Embedding(user_rows, width) if config.user_offsets else None
         tied = config.get_text_config().tie_word_embeddings
         self.word_head = None if tied else nn.Parameter(torch.empty(config.num_words, width).normal_(std=0.02))
         self.post_init()
@@ -803,8 +803,8 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
     ) -> torch.Tensor:
         """What the item head reads about each person, `(batch, width)`.
 
-        A history, a user or both are read from a prompt; a text adds what its words say; alone, it speaks for the person. To a known
-        user who gives no text the one known from training is added.
+        A history, a user or both are read from a prompt; a text adds what its words say; alone, it speaks for the person. To known
+        users their offsets are added, where the model has any.
 
         Args:
             histories: As in [`~CLLM4RecForRecommendation.recommend`].
@@ -821,13 +821,10 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel):
         prompts = self.prepare_prompts(histories, users)
         hidden = self.model(**prompts, use_cache=False).last_hidden_state
         states = self.read_out(hidden, prompts["input_ids"], prompts["attention_mask"])
-        if users is not None and self.model.text_user_embeddings is not None:
-            silent = [
-                row for row, user in enumerate(users) if user is not None and (texts is None or texts[row] is None)
-            ]
-            if silent:
-                named = torch.tensor([int(users[row] or 0) for row in silent], device=states.device)
-                states[silent] = states[silent] + self.model.text_user_embeddings(named).to(states)
+        named_rows = [row for row, user in enumerate(users or ()) if user is not None]
+        if named_rows and self.model.user_offsets is not None:
+            named = torch.tensor([int((users or ())[row] or 0) for row in named_rows], device=states.device)
+            states[named_rows] = states[named_rows] + self.model.user_offsets(named).to(states)
         if texts is None or all(text is None for text in texts):
             return states
         text_map = self.model.text_map

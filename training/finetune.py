@@ -23,8 +23,10 @@ from training.run import Run, logged, make_accelerator, stage_fingerprint
 from training.stages.loop import train
 from training.stages.model import learn_backbone, set_attention_dropout
 from training.stages.recommendation import recommendation_objective
+from training.stages.teacher import Teacher
 from training.stages.text_map import fit_text_map
 from training.stages.towers import Towers
+from training.stages.user_offsets import fit_user_offsets
 
 logger = logging.getLogger("training.finetune")
 
@@ -95,9 +97,8 @@ def finetune(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -
         )
         if accelerator.is_main_process:
             best = run.checkpoints("finetune") / "best" if progress.epoch else start
-            with tempfile.TemporaryDirectory(dir=run.folder, prefix=".text-map-") as temporary:
-                if recipe.method.text_map:
-                    best = with_text_map(best, Path(temporary), corpora, recipe, accelerator)
+            with tempfile.TemporaryDirectory(dir=run.folder, prefix=".completed-") as temporary:
+                best = completed(best, Path(temporary), corpora, recipe, accelerator, teacher)
                 write_model_folder(best, run.model, corpora, recipe)
             run.note_stage("finetune", progress, time.perf_counter() - started)
             logger.info(
@@ -107,12 +108,25 @@ def finetune(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -
     return run
 
 
-def with_text_map(weights: Path, folder: Path, corpora: Corpora, recipe: Recipe, accelerator: Accelerator) -> Path:
-    """Write weights with a text map to `folder`; the folder that holds the model now, which is `weights` where there are no texts."""
+def completed(
+    weights: Path, folder: Path, corpora: Corpora, recipe: Recipe, accelerator: Accelerator, teacher: Teacher | None
+) -> Path:
+    """Write weights to `folder` with what is fitted in closed form when training has ended: the text map and the users' offsets.
+
+    Returns:
+        The folder that holds the model now, which is `weights` where there is nothing to add.
+    """
+    if not (recipe.method.text_map or recipe.method.user_offsets):
+        return weights
     model = CLLM4RecForRecommendation.from_pretrained(
         weights, attn_implementation=recipe.backbone.attn_implementation
     ).to(accelerator.device)
-    if fit_text_map(model, corpora, recipe.seed) is None:
+    text_map = fit_text_map(model, corpora, recipe.seed) if recipe.method.text_map else None
+    offsets = None
+    if recipe.method.user_offsets:
+        said = None if text_map is None else text_map.said
+        offsets = fit_user_offsets(model, corpora, teacher, said, recipe.seed)
+    if text_map is None and offsets is None:
         return weights
     model.save_pretrained(folder)
     return folder

@@ -231,18 +231,18 @@ def test_items_that_a_prompt_has_no_room_for_have_no_effect(model):
         model.history_effects([1], ITEMS)
 
 
-def test_the_known_text_of_a_known_user_counts_where_no_other_is_given(model, tmp_path):
+def test_the_offsets_of_known_users_are_added(model, tmp_path):
     plain = model.query_states([[1], [1], [1]], [2, None, 3])
-    model.config.text_user_embeddings = True
+    model.config.user_offsets = True
     with_texts = CLLM4RecForRecommendation(model.config).eval()
     with_texts.load_state_dict(model.state_dict(), strict=False)
-    table = with_texts.model.text_user_embeddings
+    table = with_texts.model.user_offsets
     assert not table.weight.requires_grad
     states = with_texts.query_states([[1], [1], [1]], [2, None, 3], [None, None, "web"])
     torch.testing.assert_close(states[0], plain[0] + table.weight[2])
     torch.testing.assert_close(states[1], plain[1])
     torch.testing.assert_close(with_texts.query_states([[1]], [None]), plain[1:2])
-    torch.testing.assert_close(states[2], model.query_states([[1]], [3], ["web"])[0])
+    torch.testing.assert_close(states[2], model.query_states([[1]], [3], ["web"])[0] + table.weight[3])
     with_texts.add_users(2)
     assert table.weight.shape[0] == USERS + 2
     assert not table.weight[USERS:].any()

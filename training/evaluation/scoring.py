@@ -62,9 +62,9 @@ class ModelScores:
             prompts = on_device(batch, device)
             hidden = self.model.model(**prompts, use_cache=False).last_hidden_state
             parts.append(self.model.read_out(hidden, **prompts))
-        states, texts = torch.cat(parts), self.model.model.text_user_embeddings
-        if self.user_tokens and texts is not None:
-            states = states + texts(torch.from_numpy(np.asarray(users, np.int64)).to(device)).to(states)
+        states, offsets = torch.cat(parts), self.model.model.user_offsets
+        if self.user_tokens and offsets is not None:
+            states = states + offsets(torch.from_numpy(np.asarray(users, np.int64)).to(device)).to(states)
         return states
 
     @torch.no_grad()

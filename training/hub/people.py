@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from training.hub.folder import INDEX
 
-USER_TABLES = ("user_embeddings.weight", "content_user_embeddings.weight", "text_user_embeddings.weight")
+USER_TABLES = ("user_embeddings.weight", "content_user_embeddings.weight", "user_offsets.weight")
 
 
 def without_user_embeddings(folder: Path, target: Path) -> dict[str, Path]:

@@ -78,6 +78,15 @@ class Teacher:
             scores += self.blend.item_text_weight * (self.train[users] @ self.from_item_text)
         return scores
 
+    def projected(self, users: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        """Logits of users times a matrix `(items, width)`, `(users, width)` float32, without a row of all items for each user."""
+        found = self.user_factors[users] @ (self.item_factors.T @ matrix)
+        if self.from_user_text is not None and self.blend.user_text_weight:
+            found += self.blend.user_text_weight * (self.from_user_text[users] @ (self.train @ matrix))
+        if self.from_item_text is not None and self.blend.item_text_weight:
+            found += self.blend.item_text_weight * (self.train[users] @ (self.from_item_text @ matrix))
+        return np.asarray(self.blend.scale * found, np.float32)
+
     def factors(self, width: int) -> tuple[np.ndarray, np.ndarray]:
         """The rank-`width` user and item factors whose products come nearest to all scores, `(users, ≤ width)` and `(items, ≤ width)`."""
         parts: list[tuple[Any, Any]] = [(self.user_factors, self.item_factors.T)]

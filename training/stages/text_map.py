@@ -6,8 +6,8 @@ text beside a history on the validation split.
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -35,7 +35,12 @@ SCORES_AT_A_TIME = 2**25
 
 @dataclass(frozen=True)
 class FittedTextMap:
-    """How a text map was chosen; NDCG@100 of leave-one-out predictions of the training histories, and on validation."""
+    """How a text map was chosen; NDCG@100 of leave-one-out predictions of the training histories, and on validation.
+
+    Attributes:
+        said: What the text of each known user adds to a state, by what others with such texts like, so that one's own history does not
+            speak twice; `(num_users, width)` float32, or None where users have no texts.
+    """
 
     terms: int
     user_ridge: float
@@ -44,8 +49,8 @@ class FittedTextMap:
     item_ndcg_at_100: float
     scale: float
     weight_beside_history: float
-    weight_beside_user: float
     validation_ndcg_at_100: float
+    said: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def fit_text_map(model: CLLM4RecForRecommendation, corpora: Corpora, seed: int) 
     rng = np.random.default_rng(seed)
 
     weight, bias = item_head(model)
-    to_state = np.linalg.inv(weight.T @ weight + 1e-3 * np.eye(weight.shape[1])) @ weight.T  # (width, items)
+    to_state = to_states(weight)
     lengths = np.diff(train.indptr)
     users = some((lengths > 0) & (np.diff(user_terms.indptr) > 0), MOST_ROWS, rng)
     wanted = (diags(1 / np.sqrt(lengths[users])) @ train[users]) @ to_state.T
@@ -138,35 +143,25 @@ def fit_text_map(model: CLLM4RecForRecommendation, corpora: Corpora, seed: int) 
     made.to_state.bias.copy_(torch.from_numpy(scale * user_map.mean - (to_state @ bias).astype(np.float32)))
     made.to_item.weight.copy_(torch.from_numpy(item_map.coefficients.T))
     made.to_item.bias.copy_(torch.from_numpy(item_map.mean))
-    beside_history, beside_user, reached = USUAL_WEIGHT, 0.0, 0.0
+    beside_history, reached, said = USUAL_WEIGHT, 0.0, None
     if own_texts:
         said = np.zeros((corpora.num_users, weight.shape[1]), np.float32)
         said[users] = scale * (user_map.left_out - user_map.mean)
         validation = split_matrix(corpora, "validation")
         judged = some(np.isin(np.arange(len(said)), users) & (np.diff(validation.indptr) > 0), COMPARED_USERS, rng)
-        beside_history, _ = best_weight(scores, said, weight, bias, train, validation, judged)
-        scores.user_tokens = True
-        beside_user, reached = best_weight(scores, said, weight, bias, train, validation, judged)
-        if beside_user and model.config.user_embeddings:
-            # What one's own text says by what others with such texts like: one's own history does not speak twice.
-            model.config.text_user_embeddings = True
-            table = torch.nn.Embedding.from_pretrained(torch.from_numpy(beside_user * said))
-            model.model.text_user_embeddings = table.to(model.device, model.dtype)
+        if len(judged):
+            states = scores.states(judged).float().cpu().numpy()
+            beside_history, reached = best_weight(
+                lambda share: (states + share * said[judged], weight, bias), WEIGHTS, train, validation, judged
+            )
     made.weight_beside_history.fill_(beside_history)
     model.config.num_text_terms = len(terms)
     model.model.text_map = made.to(model.device, model.dtype)
     fitted = FittedTextMap(
-        len(terms),
-        user_map.ridge,
-        of_users[1],
-        item_map.ridge,
-        of_items[1],
-        scale,
-        beside_history,
-        beside_user,
-        reached,
+        len(terms), user_map.ridge, of_users[1], item_map.ridge, of_items[1], scale, beside_history, reached, said
     )
-    logger.info("text map: %s", ", ".join(f"{name} {value:.4g}" for name, value in asdict(fitted).items()))
+    numbers = {name: value for name, value in vars(fitted).items() if name != "said"}
+    logger.info("text map: %s", ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
     return fitted
 
 
@@ -175,6 +170,11 @@ def item_head(model: CLLM4RecForRecommendation) -> tuple[np.ndarray, np.ndarray]
     weight = model.model.item_embeddings.weight.detach().float().cpu().numpy()
     bias = model.model.item_bias
     return weight, np.zeros(len(weight), np.float32) if bias is None else bias.detach().float().cpu().numpy()
+
+
+def to_states(weight: np.ndarray) -> np.ndarray:
+    """The matrix `(width, items)` that turns scores of items into the state whose scores come nearest, of the head's rows `(items, width)`."""
+    return np.linalg.inv(weight.T @ weight + 1e-3 * np.eye(weight.shape[1])) @ weight.T
 
 
 def some(chosen: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
@@ -232,28 +232,30 @@ def best_scale(scores: np.ndarray, bias: np.ndarray, histories: csr_matrix) -> f
 
 
 def best_weight(
-    scores: ModelScores,
-    said: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray,
+    factors: Callable[[float], tuple[np.ndarray, np.ndarray, np.ndarray]],
+    weights: Sequence[float],
     train: csr_matrix,
     validation: csr_matrix,
     judged: np.ndarray,
 ) -> tuple[float, float]:
-    """How much the texts of the users `judged` count beside what their prompts say, and the NDCG@100 on validation with them."""
-    if not len(judged):
-        return USUAL_WEIGHT if not scores.user_tokens else 0.0, 0.0
-    states = np.zeros_like(said)
-    states[judged] = scores.states(judged).float().cpu().numpy()
-    batch_size = max(SCORES_AT_A_TIME // len(weight), 1)
+    """The weight that validation likes best, and its NDCG@100 there.
 
-    def reached(share: float) -> float:
+    Args:
+        factors: A weight to the states `(len(judged), width)`, the item head's rows and its biases.
+        weights: To choose from.
+        train: `(num_users, items)` of ones; these items are not ranked.
+        validation: Alike.
+        judged: Users, ascending.
+    """
+
+    def reached(choice: float) -> float:
+        states, weight, bias = factors(choice)
         measured = evaluate_scores(
-            lambda chosen: (states[chosen] + share * said[chosen]) @ weight.T + bias,
-            judged, train, validation, batch_size=batch_size,
+            lambda chosen: states[np.searchsorted(judged, chosen)] @ weight.T + bias,
+            judged, train, validation, batch_size=max(SCORES_AT_A_TIME // len(weight), 1),
         )  # fmt: skip
         return float(measured.ndcg_at_100.mean())
 
-    values = [reached(share) for share in WEIGHTS]
+    values = [reached(choice) for choice in weights]
     best = int(np.argmax(values))
-    return WEIGHTS[best], values[best]
+    return weights[best], values[best]

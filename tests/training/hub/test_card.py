@@ -462,7 +462,7 @@ def test_both_citations_are_those_of_the_project():
 
 def test_a_set_without_text_has_no_words_about_texts(results, recipe):
     results["data"]["counts"] |= dict.fromkeys(("reviews", "item_texts", "user_texts", "content_tokens"), 0)
-    for name in ("content_user_embeddings", "content_item_embeddings", "text_map", "text_user_embeddings"):
+    for name in ("content_user_embeddings", "content_item_embeddings", "text_map", "user_offsets"):
         del results["model"]["parts"][name]
     results["review_perplexity"] = None
     card = card_text(results, recipe, repo_id="me/store")

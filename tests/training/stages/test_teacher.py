@@ -225,3 +225,10 @@ def test_the_ials_of_a_teacher_is_a_baseline(make, fits, tmp_path):
     assert (baseline.name, baseline.settings, baseline.validation_ndcg_at_100) == ("ials", {"factors": 3}, 0.25)
     users = np.array([4, 2])
     np.testing.assert_array_equal(baseline.score(users), teacher.user_factors[users] @ teacher.item_factors.T)
+
+
+def test_logits_times_a_matrix_come_without_the_logits(splits):
+    teacher, users = blended(splits), np.array([3, 0, 3])
+    matrix = factors(ITEMS, 5, seed=4)
+    np.testing.assert_allclose(teacher.projected(users, matrix), teacher.logits(users) @ matrix, rtol=1e-3, atol=1e-3)
+    assert teacher.projected(users, matrix).dtype == np.float32
