@@ -14,10 +14,10 @@ from .modeling_cllm4rec import (
     CollaborativeGPTwithItemRecommendHead,
     ContentGPTForUserItemWithLMHeadBatch,
     GPT4RecommendationBaseModel,
-    RankedItems,
     RecommendationOutput,
 )
 from .pipeline_cllm4rec import RecommendationPipeline
+from .ranking_cllm4rec import RankedItems
 from .tokenization_cllm4rec import TokenizerWithUserItemIDTokens
 
 AutoConfig.register("cllm4rec", CLLM4RecConfig)

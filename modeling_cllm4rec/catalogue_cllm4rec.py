@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from .modeling_cllm4rec import CLLM4RecForRecommendation
+    from .modeling_cllm4rec import CLLM4RecForRecommendation, CLLM4RecModel
 
 NO_TEXTS = "this model was trained without texts of items or users (or published by a version before them), so a text tells it nothing"
 
@@ -37,8 +37,8 @@ def add_items(model: "CLLM4RecForRecommendation", texts: Sequence[str]) -> range
     if not len(texts):
         return range(first, first)
     rows, biases = base.text_map.item_rows(texts)
-    for tower in ("collaborative", "content") if config.content_tower else ("collaborative",):
-        extend(base.tables(tower)[1], rows)
+    for _, table in towers(base):
+        extend(table, rows)
     if base.item_bias is not None:
         base.item_bias = grown(base.item_bias, biases)
     set_num_items(model, first + len(texts))
@@ -64,8 +64,7 @@ def add_users(model: "CLLM4RecForRecommendation", count: int) -> range:
         raise ValueError(f"{count} users cannot be added")
     first = config.num_users
     if config.user_embeddings:
-        for tower in ("collaborative", "content") if config.content_tower else ("collaborative",):
-            table = base.tables(tower)[0]
+        for table, _ in towers(base):
             extend(table, table.weight.float().mean(0, keepdim=True).expand(count, -1))
         if base.user_offsets is not None:
             extend(base.user_offsets, base.user_offsets.weight.new_zeros(count, config.hidden_size))
@@ -96,8 +95,7 @@ def remove_items(model: "CLLM4RecForRecommendation", items: Sequence[int]) -> to
         kept[item] = False
     if not kept.any():
         raise ValueError("all items would be removed; a catalogue has at least one")
-    for tower in ("collaborative", "content") if config.content_tower else ("collaborative",):
-        table = base.tables(tower)[1]
+    for _, table in towers(base):
         replace(table, table.weight[kept.to(table.weight.device)])
     if base.item_bias is not None:
         base.item_bias = nn.Parameter(
@@ -126,12 +124,16 @@ def remove_users(model: "CLLM4RecForRecommendation", users: Sequence[int]) -> No
         stay[user] = False
     if not config.user_embeddings:
         return
-    for tower in ("collaborative", "content") if config.content_tower else ("collaborative",):
-        weight = base.tables(tower)[0].weight
-        others = stay.to(weight.device)
+    for table, _ in towers(base):
+        weight, others = table.weight, stay.to(table.weight.device)
         weight[~others] = weight[others].float().mean(0).nan_to_num().to(weight.dtype)
     if base.user_offsets is not None:
         base.user_offsets.weight[~stay.to(base.user_offsets.weight.device)] = 0.0
+
+
+def towers(base: "CLLM4RecModel") -> list[tuple[nn.Embedding, nn.Embedding]]:
+    """The tables of users and of items of each tower."""
+    return [base.tables("collaborative"), *([base.tables("content")] if base.config.content_tower else [])]
 
 
 def extend(table: nn.Embedding, rows: torch.Tensor) -> None:

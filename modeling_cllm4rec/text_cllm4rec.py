@@ -81,13 +81,17 @@ class TextMap(nn.Module):
         places = torch.searchsorted(self.terms, wanted).clamp(max=len(self.terms) - 1)
         return places, self.terms[places] == wanted
 
-    def states(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """What texts add to a state, and the state of somebody unknown: `(texts, width)` and `(width,)`, float32."""
+    def mapped(self, texts: Sequence[str], weight: torch.Tensor) -> torch.Tensor:
+        """Bags of texts times a map `(outputs, terms)`, `(texts, outputs)` float32."""
         parts = [
-            self.bag(texts[start : start + TEXTS_PER_PASS]) @ self.to_state.weight.float().T
+            self.bag(texts[start : start + TEXTS_PER_PASS]) @ weight.float().T
             for start in range(0, len(texts), TEXTS_PER_PASS)
         ]
-        return torch.cat(parts), self.to_state.bias.float()
+        return torch.cat(parts)
+
+    def states(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What texts add to a state, and the state of somebody unknown: `(texts, width)` and `(width,)`, float32."""
+        return self.mapped(texts, self.to_state.weight), self.to_state.bias.float()
 
     def word_effects(self, text: str, state: torch.Tensor) -> dict[str, float]:
         """What each word of an item's text adds to its logit in a state `(width,)`; a term's part is shared among its words."""
@@ -106,11 +110,5 @@ class TextMap(nn.Module):
 
     def item_rows(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings `(texts, width)` and biases `(texts,)` of items that have these texts, float32."""
-        rows = torch.cat(
-            [
-                self.bag(texts[start : start + TEXTS_PER_PASS]) @ self.to_item.weight.float().T
-                for start in range(0, len(texts), TEXTS_PER_PASS)
-            ]
-        )
-        rows = rows + self.to_item.bias.float()
+        rows = self.mapped(texts, self.to_item.weight) + self.to_item.bias.float()
         return rows[:, :-1], rows[:, -1]

@@ -214,7 +214,7 @@ def test_forgotten_users_leave_nothing_in_the_tables(model):
 
 @pytest.mark.parametrize("tokens_at_a_time", [2**14, 4])
 def test_effects_are_what_the_likelihood_loses_without_an_item(model, monkeypatch, tokens_at_a_time):
-    monkeypatch.setattr("modeling_cllm4rec.modeling_cllm4rec.TOKENS_AT_A_TIME", tokens_at_a_time)
+    monkeypatch.setattr("modeling_cllm4rec.ranking_cllm4rec.TOKENS_AT_A_TIME", tokens_at_a_time)
     effects = model.history_effects([1, 2, 5], 3, user=4, text="web")
     whole = logits(model, [[1, 2, 5]], [4], ["web"]).log_softmax(-1)[0, 3]
     without = logits(model, [[1, 5]], [4], ["web"]).log_softmax(-1)[0, 3]

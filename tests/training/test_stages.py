@@ -40,6 +40,7 @@ MODEL_FILES = [
     "modeling_cllm4rec.py",
     "packing_cllm4rec.py",
     "pipeline_cllm4rec.py",
+    "ranking_cllm4rec.py",
     "recipe.yaml",
     "text_cllm4rec.py",
     "tokenization_cllm4rec.py",

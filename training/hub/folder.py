@@ -28,6 +28,7 @@ REMOTE_CODE = (
     "modeling_cllm4rec.py",
     "packing_cllm4rec.py",
     "pipeline_cllm4rec.py",
+    "ranking_cllm4rec.py",
     "text_cllm4rec.py",
     "tokenization_cllm4rec.py",
 )
