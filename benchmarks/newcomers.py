@@ -165,7 +165,7 @@ def explanations(model: CLLM4RecForRecommendation, corpora: Corpora) -> Figures:
         started = time.perf_counter()
         best = int(model.recommend([history], [user], k=1).items[0, 0])
         one = time.perf_counter() - started
-        effects = model.history_effects(history, best, user)
+        effects = model.history_effects(history, [best], user)[0]
         times.append((time.perf_counter() - started - one) / one)
         named = int(effects.argmax())
         other = int(rng.choice([place for place in range(len(history)) if place != named]))

@@ -214,44 +214,52 @@ class RecommendationPipeline(Pipeline):
                 shutil.copyfile(file, folder / name)
         super().save_pretrained(save_directory, **kwargs)
 
-    def explain(self, person: Any, item: Any, *, top_k: int = 3) -> dict[str, Any]:
+    def explain(self, person: Any, item: Any, *, top_k: int = 3) -> dict[str, Any] | list[dict[str, Any]]:
         """Say what carried an item for a person: by leaving each item of the history out, and by the words of the item's text.
 
         Args:
             person: An input as for a recommendation.
-            item: The raw id of the item.
+            item: The raw id of the item, or a list of such: many cost hardly more than one.
             top_k: How many items and words are named, those with the largest effect first.
 
         Returns:
             `item`, `title`, `score` (its probability), `history`: items `{"item", "title", "effect"}`, the effect being what the
             log-probability loses when that one is left out of the history, in nats; `words`: words of the item's text
             `{"word", "effect"}` that speak for it to this person, by the text map, with what they add to its logit. Only what speaks
-            for the item is named.
+            for the item is named. A list of such for a list.
 
         Raises:
-            ValueError: as for a recommendation, and where the item is not in the catalogue.
+            ValueError: as for a recommendation, and where an item is not in the catalogue.
         """
         if not isinstance(top_k, Integral) or isinstance(top_k, bool) or top_k < 1:
             raise ValueError(f"top_k is {top_k!r}; it is a number of items, at least 1")
         user, history, _, text = self.preprocess(person)["person"]
-        index = find(self.item_index, item)
-        if index is None:
-            raise ValueError(f"item {item!r} is not in the catalogue")
-        effects = self.model.history_effects(history, index, user, text).tolist()
+        indices = []
+        for one in item if isinstance(item, list) else [item]:
+            index = find(self.item_index, one)
+            if index is None:
+                raise ValueError(f"item {one!r} is not in the catalogue")
+            indices.append(index)
+        effects = self.model.history_effects(history, indices, user, text).tolist()
         state = self.model.query_states([history], [user], [text])
-        score = self.model.item_logits(state).float().softmax(-1)[0, index].item()
-        carried = sorted(zip(history, effects, strict=True), key=lambda pair: -pair[1])[:top_k]
-        return {
-            "item": self.item_ids[index],
-            "title": self.titles[index],
-            "score": score,
-            "history": [
-                {"item": self.item_ids[one], "title": self.titles[one], "effect": effect}
-                for one, effect in carried
-                if effect > 0
-            ],
-            "words": self._words_for(self.item_records[index].get("text") or "", state[0])[:top_k],
-        }
+        scores = self.model.item_logits(state).float().softmax(-1)[0, indices].tolist()
+        found = []
+        for index, score, of_history in zip(indices, scores, effects, strict=True):
+            carried = sorted(zip(history, of_history, strict=True), key=lambda pair: -pair[1])[:top_k]
+            found.append(
+                {
+                    "item": self.item_ids[index],
+                    "title": self.titles[index],
+                    "score": score,
+                    "history": [
+                        {"item": self.item_ids[one], "title": self.titles[one], "effect": effect}
+                        for one, effect in carried
+                        if effect > 0
+                    ],
+                    "words": self._words_for(self.item_records[index].get("text") or "", state[0])[:top_k],
+                }
+            )
+        return found if isinstance(item, list) else found[0]
 
     def add_items(self, items: Iterable[Mapping[str, Any]]) -> None:
         """Take items into the catalogue that have nothing but a text: they are recommended from now on, without training.

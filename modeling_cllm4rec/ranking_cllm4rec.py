@@ -155,24 +155,25 @@ class RankingMixin:
 
     @torch.no_grad()
     def history_effects(
-        self, history: Sequence[int], item: int, user: int | None = None, text: str | None = None
+        self, history: Sequence[int], items: Sequence[int], user: int | None = None, text: str | None = None
     ) -> torch.Tensor:
-        """How much each item of a history raises the log-probability of an item: what it loses when that one is left out.
+        """How much each item of a history raises the log-probabilities of items: what they lose when that one is left out.
 
         Args:
             history: Item indices, the oldest first; those over `config.max_history` have no effect.
-            item: The item's index.
+            items: Item indices.
             user: User index, or None.
             text: The person's text, or None.
 
         Returns:
-            `(len(history),)` float32, in nats.
+            `(len(items), len(history))` float32, in nats.
 
         Raises:
             ValueError, IndexError: as [`~CLLM4RecForRecommendation.query_states`].
         """
-        if not 0 <= item < self.config.num_items:
-            raise IndexError(f"item {item} is outside [0, {self.config.num_items})")
+        for item in items:
+            if not 0 <= item < self.config.num_items:
+                raise IndexError(f"item {item} is outside [0, {self.config.num_items})")
         asked = list(history)[-self.config.max_history :]
         without = [asked, *(asked[:place] + asked[place + 1 :] for place in range(len(asked)))]
         rows = max(TOKENS_AT_A_TIME // (len(asked) + 1), 1)
@@ -185,14 +186,14 @@ class RankingMixin:
                         self.query_states(part, [user] * len(part), None if text is None else [text] * len(part))
                     )
                     .float()
-                    .log_softmax(-1)[:, item]
+                    .log_softmax(-1)[:, list(items)]
                     for part in (without[start : start + rows] for start in range(0, len(without), rows))
                 ]
             )
         finally:
             self.train(was_training)
-        unread = likely.new_zeros(len(history) - len(asked))
-        return torch.cat([unread, likely[0] - likely[1:]])
+        unread = likely.new_zeros(len(history) - len(asked), len(items))
+        return torch.cat([unread, likely[0] - likely[1:]]).T
 
     @torch.no_grad()
     def recommend(

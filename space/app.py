@@ -166,9 +166,12 @@ def page(recommender: Recommender) -> gr.Blocks:
     """The page of a recommender."""
     items, users = recommender.items, recommender.users
 
-    def recommend(history: list[str], user: str | None = None, top_k: int = 10) -> list[dict[str, Any]]:
-        """Recommend items to a history of raw item ids, to a user known from training, or to both."""
-        person = {"history": history} if user is None else {"user": user} | ({"history": history} if history else {})
+    def recommend(
+        history: list[str], user: str | None = None, top_k: int = 10, text: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Recommend items to a history of raw item ids, a user known from training, what somebody says, or several of these."""
+        given = {"user": user, "history": history or None, "text": text or None}
+        person = {name: value for name, value in given.items() if value is not None} or {"history": []}
         try:
             answer: list[dict[str, Any]] = recommender.pipe(person, top_k=top_k)
         except (ValueError, TypeError) as error:
@@ -194,6 +197,12 @@ def page(recommender: Recommender) -> gr.Blocks:
                     "Or start from a user of training, by id",
                     f"For example {users.ids[0]}",
                     "Only users known from training are listed; for anybody else, add items above.",
+                )
+                said = recommender.reads_texts and gr.Textbox(
+                    label="Or say who you are or what you want",
+                    placeholder="In your own words, then Enter",
+                    max_length=1000,
+                    elem_id="said",
                 )
                 history = with_buttons("history")
             with gr.Column(elem_id="recommended"):
@@ -225,6 +234,10 @@ def page(recommender: Recommender) -> gr.Blocks:
         def forget_user(visit: Visit) -> Outputs:
             return show(recommender, replace(visit, user=None), "The user is left out; the items stay.")
 
+        def say(visit: Visit, text: str) -> Outputs:
+            heard = "" if text.strip() else "Nothing is said."
+            return show(recommender, replace(visit, text=text.strip()), heard)
+
         def resize(visit: Visit, event: gr.EventData) -> Outputs:
             return show(recommender, replace(visit, size=named(event, SIZES)))
 
@@ -239,6 +252,9 @@ def page(recommender: Recommender) -> gr.Blocks:
         steps += [(people.pick, choose_user)] if people else []
         for event, step in steps:
             event(step, [visit], outputs, trigger_mode="multiple", concurrency_limit=1, **same)
+        if said:
+            submit: Any = said.submit
+            submit(say, [visit, said], outputs, concurrency_limit=1, **same)
         gr.api(recommend, concurrency_id="model")
     return blocks
 

@@ -17,6 +17,8 @@ from transformers import pipeline
 logger = logging.getLogger("space")
 
 EXAMPLES = 6
+# So many items say why they are there, for a history that is not longer than so many.
+EXPLAINED, EXPLAINED_HISTORY = 10, 50
 SIZES = (5, 10, 20, 50)
 
 
@@ -104,20 +106,23 @@ def words(text: str) -> str:
 
 @dataclass(frozen=True)
 class Visit:
-    """What a visitor chose: item indices, the oldest first, a user known from training, and how many items to show."""
+    """What a visitor chose: item indices, the oldest first, a user known from training, and how many items to show; and said."""
 
     history: tuple[int, ...] = ()
     user: int | None = None
     size: int = SIZES[1]
+    text: str = ""
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """A recommended item, its probability over the whole catalogue, and its rank, from 1."""
+    """A recommended item, its probability over the whole catalogue, and its rank, from 1; items and words that carried it most."""
 
     item: int
     score: float
     rank: int
+    items: tuple[int, ...] = ()
+    words: tuple[str, ...] = ()
 
 
 class Recommender:
@@ -150,6 +155,7 @@ class Recommender:
             self.items = Catalogue(read_lines(self.pipe.items_file))
             self.users = Catalogue(read_lines(self.pipe.users_file)) if self.pipe.users_file else None
             self.trained = [tuple(history) for history in self.pipe.users[1]] if self.users else []
+            self.reads_texts = getattr(self.pipe.model.base, "text_map", None) is not None
             embeddings = self.pipe.model.base.item_embeddings.weight.detach().float().cpu()
         except Exception as error:
             logger.exception("%s cannot be opened", name)
@@ -175,11 +181,26 @@ class Recommender:
         person: dict[str, Any] = {"history": [self.items.ids[item] for item in visit.history]}
         if visit.user is not None and self.users is not None:
             person["user"] = self.users.ids[visit.user]
+        if visit.text and self.reads_texts:
+            person["text"] = visit.text
         seen = set(visit.history)
         ranked = self.pipe(person, top_k=visit.size + len(seen), exclude_seen=False)
         best = [(self.items.of_id[str(found["item"])], found["score"]) for found in ranked]
-        best = [(item, score) for item, score in best if item not in seen]
-        return [Ranked(item, score, rank) for rank, (item, score) in enumerate(best[: visit.size], 1)]
+        best = [(item, score) for item, score in best if item not in seen][: visit.size]
+        reasons: list[dict[str, Any]] = [{}] * len(best)
+        if "text" in person or 0 < len(seen) <= EXPLAINED_HISTORY:
+            asked = [self.items.ids[item] for item, _ in best[:EXPLAINED]]
+            reasons[: len(asked)] = self.pipe.explain(person, asked, top_k=2)
+        return [
+            Ranked(
+                item,
+                score,
+                rank,
+                tuple(self.items.of_id[str(one["item"])] for one in reason.get("history", ())),
+                tuple(one["word"] for one in reason.get("words", ())),
+            )
+            for rank, ((item, score), reason) in enumerate(zip(best, reasons, strict=True), 1)
+        ]
 
 
 def read_lines(path: Path) -> Iterable[dict[str, Any]]:

@@ -101,6 +101,11 @@ def recommendations_view(
         whose = f"For a history of {counted(len(visit.history), 'item')}."
     if visit.user is not None and recommender.users is not None:
         whose = f"For {recommender.users.label(visit.user)} with a history of {counted(len(visit.history), 'item')}."
+    if visit.text:
+        asked = f"“{shortened(visit.text, 60)}”"
+        whose = (
+            f"{whose.removesuffix('.')} and {asked}." if visit.history or visit.user is not None else f"For {asked}."
+        )
     parts = [
         f'<p class="whose" role="status" data-link="{escape(link(recommender, visit))}">{escape(f"{whose} {said}")}</p>'
     ]
@@ -115,7 +120,7 @@ def recommendations_view(
         highest = max(ranked[0].score, 1e-12)
         rows = "".join(
             f'<li data-index="{found.item}"><span class="rank">{found.rank}</span><div class="what">'
-            f"{name_view(items, found.item)}{text_view(items.texts[found.item])}</div>"
+            f"{name_view(items, found.item)}{text_view(items.texts[found.item])}{why_view(items, found)}</div>"
             f'<div class="measure"><span class="bar" aria-hidden="true"><span style="width:{found.score / highest:.2%}"></span>'
             f'</span><span class="score">{escape(percent(found.score))}</span></div>'
             f'<button type="button" class="add" data-event="add_item" data-index="{found.item}" title="Add to the history" '
@@ -133,6 +138,15 @@ def recommendations_view(
 def text_view(text: str) -> str:
     """A description, of which a few lines are shown."""
     return f'<p class="text">{escape(text)}</p>' if text else ""
+
+
+def why_view(items: Catalogue, found: Ranked) -> str:
+    """What carried a recommendation: items of the history, and words of its own text."""
+    names = " and ".join(f"<b>{escape(shortened(items.titles[item], 40))}</b>" for item in found.items)
+    said = ", ".join(f"<i>{escape(word)}</i>" for word in found.words)
+    parts = [f"because of {names}"] if names else []
+    parts += [f"its text says {said}"] if said else []
+    return f'<p class="why">{" · ".join(parts)}</p>' if parts else ""
 
 
 def marks_view(recommender: Recommender, visit: Visit, ranked: Sequence[Ranked]) -> str:

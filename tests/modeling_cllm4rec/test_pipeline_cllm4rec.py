@@ -529,7 +529,7 @@ def test_an_explanation_names_what_carried_an_item(changing):
     assert found["item"] == answer["item"]
     assert found["score"] == pytest.approx(answer["score"], abs=1e-6)
     history, target = [ITEMS.index(item) for item in person["history"]], ITEMS.index(answer["item"])
-    effects = changing.model.history_effects(history, target, None, "web")
+    effects = changing.model.history_effects(history, [target], None, "web")[0]
     best = [(person["history"][place], effects[place].item()) for place in effects.argsort(descending=True)[:2]]
     assert [(row["item"], row["effect"]) for row in found["history"]] == [pair for pair in best if pair[1] > 0]
     with pytest.raises(ValueError, match="not in the catalogue"):

@@ -215,20 +215,20 @@ def test_forgotten_users_leave_nothing_in_the_tables(model):
 @pytest.mark.parametrize("tokens_at_a_time", [2**14, 4])
 def test_effects_are_what_the_likelihood_loses_without_an_item(model, monkeypatch, tokens_at_a_time):
     monkeypatch.setattr("modeling_cllm4rec.ranking_cllm4rec.TOKENS_AT_A_TIME", tokens_at_a_time)
-    effects = model.history_effects([1, 2, 5], 3, user=4, text="web")
+    effects = model.history_effects([1, 2, 5], [0, 3], user=4, text="web")
     whole = logits(model, [[1, 2, 5]], [4], ["web"]).log_softmax(-1)[0, 3]
     without = logits(model, [[1, 5]], [4], ["web"]).log_softmax(-1)[0, 3]
-    torch.testing.assert_close(effects[1], whole - without)
-    assert effects.shape == (3,)
+    torch.testing.assert_close(effects[1, 1], whole - without)
+    assert effects.shape == (2, 3)
 
 
 def test_items_that_a_prompt_has_no_room_for_have_no_effect(model):
     model.config.max_history = 2
-    effects = model.history_effects([1, 2, 5], 3)
+    effects = model.history_effects([1, 2, 5], [3])[0]
     assert effects[0] == 0
     assert effects[1:].all()
     with pytest.raises(IndexError, match="item 7"):
-        model.history_effects([1], ITEMS)
+        model.history_effects([1], [ITEMS])
 
 
 def test_the_offsets_of_known_users_are_added(model, tmp_path):

@@ -11,6 +11,7 @@ from transformers import GPT2Config
 
 import modeling_cllm4rec
 from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation, TokenizerWithUserItemIDTokens
+from modeling_cllm4rec.text_cllm4rec import TextMap, terms_of, words_of
 from modeling_cllm4rec.tokenization_cllm4rec import train_byte_level_bpe
 
 ITEMS = [
@@ -64,4 +65,18 @@ def recommender(complete):
 def without_users(complete, tmp_path_factory):
     folder = shutil.copytree(complete, tmp_path_factory.mktemp("private") / "model")
     (folder / "users.jsonl").unlink()
+    return Recommender(str(folder))
+
+
+@pytest.fixture(scope="session")
+def well_read(complete, tmp_path_factory):
+    """One that reads texts."""
+    folder = shutil.copytree(complete, tmp_path_factory.mktemp("well-read") / "model")
+    terms = sorted({number for item in ITEMS for number, _ in terms_of(words_of(item["text"]))})
+    model = CLLM4RecForRecommendation.from_pretrained(folder)
+    model.config.num_text_terms = len(terms)
+    torch.manual_seed(2)
+    model.model.text_map = TextMap(len(terms), 8)
+    model.model.text_map.terms.copy_(torch.tensor(terms))
+    model.save_pretrained(folder)
     return Recommender(str(folder))

@@ -88,6 +88,35 @@ def test_the_user_box_is_there_only_where_the_model_publishes_users(config, with
     assert "user-search" not in elements(app.page(without_users).get_config_file())
 
 
+def test_the_box_for_words_is_there_only_where_the_model_reads_them(config, well_read):
+    assert "said" not in elements(config)
+    assert elements(app.page(well_read).get_config_file())["said"]["label"] == "Or say who you are or what you want"
+
+
+@pytest.mark.parametrize(
+    ("given", "person"),
+    [
+        ((["numpy"],), {"history": ["numpy"]}),
+        (([], "ann"), {"user": "ann"}),
+        ((["numpy"], "ann", 10, "science"), {"history": ["numpy"], "user": "ann", "text": "science"}),
+        (([], None, 10, "science"), {"text": "science"}),
+        (([],), {"history": []}),
+    ],
+)
+def test_programs_get_what_the_pipeline_gives(well_read, given, person):
+    recommend = next(step.fn for step in app.page(well_read).fns.values() if step.api_name == "recommend")
+    assert recommend(*given) == well_read.pipe(person, top_k=10)
+
+
+def test_what_a_visitor_says_is_kept_until_it_is_taken_back(well_read):
+    say = next(step.fn for step in app.page(well_read).fns.values() if step.name == "say")
+    visit, _, ranking, _ = say(Visit((0,)), " pages ")
+    assert visit == Visit((0,), text="pages")
+    assert "For a history of 1 item and “pages”." in ranking
+    assert say(visit, " ")[0] == Visit((0,))
+    assert "Nothing is said." in say(visit, "")[2]
+
+
 def test_a_title_cannot_leave_the_attribute_it_is_written_in(recommender):
     catalogue = SimpleNamespace(**vars(recommender.items))
     box = app.search_box(catalogue, "x", "Add", 'such as "><script>', "Nothing.")

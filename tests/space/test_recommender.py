@@ -96,6 +96,42 @@ def test_an_empty_history_is_ranked_for_nobody_in_particular_and_a_full_one_not_
     assert recommender.rank(Visit(tuple(range(6)))) == []
 
 
+def test_what_a_visitor_says_is_ranked_as_the_pipeline_ranks_it(well_read):
+    for visit, person in (
+        (Visit(text="arrays of numbers"), {"text": "arrays of numbers"}),
+        (Visit((4,), text="science"), {"history": ["flask"], "text": "science"}),
+    ):
+        found = [well_read.items.ids[one.item] for one in well_read.rank(visit)]
+        assert found == [row["item"] for row in well_read.pipe(person, top_k=10)]
+    assert [one.score for one in well_read.rank(visit)] != [one.score for one in well_read.rank(Visit((4,)))]
+
+
+def test_a_model_that_reads_no_texts_passes_over_what_is_said(recommender):
+    assert not recommender.reads_texts
+    assert recommender.rank(Visit((4,), text="science")) == recommender.rank(Visit((4,)))
+
+
+def test_recommendations_say_what_carried_them(well_read, monkeypatch):
+    visit = Visit((0, 4), text="pages of the web")
+    ranked = well_read.rank(visit)
+    asked = [well_read.items.ids[one.item] for one in ranked]
+    reasons = well_read.pipe.explain({"history": ["numpy", "flask"], "text": visit.text}, asked, top_k=2)
+    assert [[well_read.items.ids[item] for item in one.items] for one in ranked] == [
+        [each["item"] for each in reason["history"]] for reason in reasons
+    ]
+    assert [list(one.words) for one in ranked] == [[each["word"] for each in reason["words"]] for reason in reasons]
+    assert any(one.items for one in ranked)
+    assert any(one.words for one in ranked)
+    monkeypatch.setattr("recommender.EXPLAINED", 1)
+    assert [one.items + one.words for one in well_read.rank(visit)][1:] == [()] * (len(ranked) - 1)
+
+
+def test_nobody_and_long_histories_are_not_explained(well_read, monkeypatch):
+    assert not any(one.items or one.words for one in well_read.rank(Visit()))
+    monkeypatch.setattr("recommender.EXPLAINED_HISTORY", 1)
+    assert not any(one.items or one.words for one in well_read.rank(Visit((0, 4))))
+
+
 def test_a_model_without_users_has_none(without_users):
     assert without_users.users is None
 

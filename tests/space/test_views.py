@@ -60,6 +60,18 @@ def test_bars_are_relative_to_the_first_and_numbers_are_not(recommender):
     assert re.findall(r'<span class="score">([^<]+)<', html) == ["40.0%", "10.0%"]
 
 
+def test_what_carried_a_recommendation_is_named_and_escaped(recommender):
+    ranked = [Ranked(1, 0.4, 1, (3, 0), ("<u>", "science")), Ranked(2, 0.3, 2, (0,)), Ranked(4, 0.2, 3)]
+    html = recommendations_view(recommender, Visit((0, 3)), ranked, "", "")
+    bold = "<b>&lt;b&gt;&amp;&quot;bold&quot; ${1} {{two}}&lt;/b&gt;</b>"
+    assert (
+        f'<p class="why">because of {bold} and <b>NumPy</b> · its text says <i>&lt;u&gt;</i>, <i>science</i></p>'
+        in html
+    )
+    assert '<p class="why">because of <b>NumPy</b></p>' in html
+    assert html.count('class="why"') == 2
+
+
 def test_sizes_are_radio_buttons_of_a_named_group_and_ten_is_chosen():
     html = sizes_view()
     assert html.startswith('<fieldset class="sizes"><legend>How many</legend>')
@@ -82,6 +94,8 @@ def test_each_recommendation_has_a_button_that_says_what_it_adds(recommender):
         (Visit(), "For nobody in particular. Add something you know, and this list follows."),
         (Visit((0,)), "For a history of 1 item."),
         (Visit((0, 1), 0), "For ann with a history of 2 items."),
+        (Visit(text="maps"), "For “maps”."),
+        (Visit((0,), text="maps"), "For a history of 1 item and “maps”."),
     ],
 )
 def test_the_ranking_says_for_whom_it_is(recommender, visit, whose):
