@@ -33,6 +33,7 @@ HOSTILE = '<img src=x onerror="document.title=1"> ${1+1} {{this}} & "quoted"'
 LONG = "A title without end, " + "averyveryverylongwordthatnothingbreaks" * 3
 PAGE, PHONE = {"width": 1280, "height": 900}, {"width": 400, "height": 850}
 ITEM, USER = "Add an item by title, id or topic", "Or start from a user of training, by id"
+SAID = "Or say who you are or what you want"
 # The relative luminance of WCAG 2, of an element's text and of what lies behind it.
 CONTRAST = """element => {
   const parse = colour => colour.match(/[\\d.]+/g).map(Number);
@@ -185,6 +186,19 @@ def wait_for_history(page, *ids):
     )
 
 
+def test_words_change_the_ranking_and_reasons_are_seen(visit, recommend):
+    page = visit(query="?item=i5")
+    assert page.locator("#ranking .why", has_text="because of Teapot").count() > 0
+    page.get_by_role("button", name="Clear history").click()
+    box = page.get_by_label(SAID)
+    box.fill("Buys for house 3")
+    box.press("Enter")
+    page.wait_for_function('() => document.querySelector("#ranking .whose").innerText.includes("house 3")')
+    expected = names(recommend(text="Buys for house 3"))
+    assert [name for name, _ in shown(page)] == expected
+    visit.picture(page, "words")
+
+
 def overflow(page):
     """How many pixels of the page, or of a text in its box, lie outside of it."""
     return page.evaluate(
@@ -319,6 +333,8 @@ def test_a_visit_by_keyboard_alone(visit, recommend):
 
     page.keyboard.press("Tab")
     assert focused() == USER
+    page.keyboard.press("Tab")
+    assert focused() == SAID
     page.keyboard.press("Tab")
     assert focused() == "Clear history"
     page.keyboard.press("Tab")
