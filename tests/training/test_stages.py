@@ -226,7 +226,9 @@ def test_weights_in_the_folder_are_those_of_the_best_epoch(store_recipe, store_f
     monkeypatch.setattr("training.evaluation.scoring.Validation.__call__", scripted)
     run = finetune(recipe)
     assert progress(run, "finetune")["best_epoch"] == 2
-    trained = {name: value for name, value in weights(run).items() if "text_" not in name}
+    trained = {
+        name: value for name, value in weights(run).items() if "text_" not in name and "user_offsets" not in name
+    }
     assert_same(trained, {name: kept[1][name] for name in trained})
 
 
@@ -238,7 +240,20 @@ def test_a_text_map_is_fitted_after_training_where_the_recipe_wants_it(store_rec
     model = AutoModelForSequenceClassification.from_pretrained(run.model)
     assert (model.config.num_text_terms > 0) == text_map == ("text map:" in (run.folder / "log").read_text())
     assert any("text_map" in name for name in weights(run)) == text_map
-    assert not list(run.folder.glob(".text-map-*"))
+    assert not list(run.folder.glob(".completed-*"))
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_offsets_of_users_are_fitted_after_training_where_the_recipe_wants_them(
+    store_recipe, store_frame, vary, wanted
+):
+    method = {"user_offsets": wanted, "text_map": False, "distillation": 0.5}
+    recipe = vary(store_recipe, pretrain={"epochs": 0}, finetune={"epochs": 0}, method=method)
+    pretrain(recipe, frame=store_frame)
+    run = finetune(recipe)
+    model = AutoModelForSequenceClassification.from_pretrained(run.model)
+    assert model.config.user_offsets == wanted == ("user offsets:" in (run.folder / "log").read_text())
+    assert any("user_offsets" in name for name in weights(run)) == wanted
 
 
 # Predictions

@@ -199,10 +199,10 @@ def widget(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def model_facts(results: dict[str, Any], user_embeddings: bool) -> dict[str, Any]:
     """What the model is, as it is published: without the users' tables where they were left out."""
     facts = dict(results["model"])
-    users = {name: size for name, size in facts["parts"].items() if name.endswith("user_embeddings")}
+    users = {name: size for name, size in facts["parts"].items() if name.endswith(("user_embeddings", "user_offsets"))}
     if not user_embeddings:
         facts["parameters"] -= sum(users.values())
-        facts["architecture"] = re.sub(r"(user_embeddings\): \w+\()\d+", r"\g<1>0", facts["architecture"])
+        facts["architecture"] = re.sub(r"(user_(?:embeddings|offsets)\): \w+\()\d+", r"\g<1>0", facts["architecture"])
     return facts | {"user_parameters": sum(users.values())}
 
 

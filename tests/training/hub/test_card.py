@@ -505,3 +505,15 @@ def test_results_and_recipe_are_left_as_they_are(results, recipe):
     before, fields = copy.deepcopy(results), asdict(recipe)
     card_text(results, recipe, repo_id="me/store", dataset="me/data", user_embeddings=False)
     assert (results, asdict(recipe)) == (before, fields)
+
+
+def test_the_page_says_that_known_users_states_were_moved(results, recipe):
+    moved = "When training had ended, the states of known users were moved to what their own texts say, as far as"
+    assert moved in card_text(results, recipe, repo_id="me/store")
+    taught = replace(recipe, method=replace(recipe.method, distillation=0.5))
+    assert "moved to what the teacher's scores and their own texts say" in card_text(
+        results, taught, repo_id="me/store"
+    )
+    assert moved not in card_text(results, recipe, repo_id="me/store", user_embeddings=False)
+    del results["model"]["parts"]["user_offsets"]
+    assert moved not in card_text(results, recipe, repo_id="me/store")
