@@ -7,7 +7,7 @@ python benchmarks/quality.py --ablation --set sample          each departure fro
 Baselines are tuned on validation over the grids of `training/evaluation/baselines.py`: popularity, item-kNN, EASE, iALS. So are those
 that know the texts: what users with like texts chose (TF-IDF, kernel ridge, one's own row left out), the likeness of the items' texts
 to the history's, and iALS blended with both. A run is kept in --folder and not done again for the same recipe. Printed is test
-NDCG@100, mean over seeds with its standard deviation, and the paired difference to the best baseline with its standard error over users;
+NDCG@100, mean over seeds with its standard deviation, and the paired differences to the classical baselines with their standard errors over users;
 --write puts it all into benchmarks/results/quality.json and draws the picture.
 """
 
