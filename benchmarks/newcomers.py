@@ -2,6 +2,7 @@
 
 python benchmarks/newcomers.py                 three draws; about five minutes on two cores
 python benchmarks/newcomers.py --draws 1 finetune.epochs=3    a first look
+python benchmarks/newcomers.py --method smollm2               a pretrained backbone reads the texts, too
 
 A fifth of the projects is held out whole, and a model is trained without them. They are served from their description alone (NDCG@100
 of all their libraries), from a random half of their libraries (NDCG@100 of the other half), and from both. Then a fifth of the libraries
@@ -11,6 +12,7 @@ benchmarks/results/newcomers.json with --write.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -26,7 +28,7 @@ from benchmarks.claims import RESULTS
 from configuration.load import load_recipe
 from configuration.recipe import Recipe
 from modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.text_cllm4rec import words_of
+from modeling_cllm4rec.text_cllm4rec import read_states, words_of
 from training.data.corpora import Corpora, open_corpora
 from training.data.readers import read_tables
 from training.evaluation.scoring import split_matrix
@@ -34,7 +36,7 @@ from training.files import write_text
 from training.finetune import finetune
 from training.pretrain import pretrain
 from training.stages.terms import tf_idf
-from training.stages.text_map import RIDGES, Ridge
+from training.stages.text_map import RIDGES, STATE_WEIGHTS, Ridge
 
 SHARE, EASE_PENALTY, EXPLAINED = 0.2, 100.0, 500
 COMMAND = "python benchmarks/newcomers.py"
@@ -64,9 +66,21 @@ def trained(recipe: Recipe, frame: pd.DataFrame) -> tuple[CLLM4RecForRecommendat
 
 
 def ridge_scores(
-    known: list[str], outputs: np.ndarray, new: list[str], judge: Callable[[np.ndarray], float]
+    known: list[str],
+    outputs: np.ndarray,
+    new: list[str],
+    judge: Callable[[np.ndarray], float],
+    read: Callable[[list[str]], np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Predictions for new texts by the ridge that `judge` likes best among leave-one-out predictions of the known ones."""
+    """Predictions for new texts by the ridge that `judge` likes best among leave-one-out predictions of the known ones.
+
+    Args:
+        known: Texts.
+        outputs: What is known of them, `(known, outputs)`.
+        new: Texts.
+        judge: Of predictions for the known ones.
+        read: Texts to the states of a language model, `(texts, width)`, which are inputs beside the words.
+    """
     vocabulary = {word: place for place, word in enumerate(sorted({word for text in known for word in words_of(text)}))}
 
     def counts(texts: list[str]) -> csr_matrix:
@@ -78,8 +92,31 @@ def ridge_scores(
         )
 
     inputs, rarity = tf_idf(counts(known))
-    best = max((Ridge.fit(inputs, outputs, ridge) for ridge in RIDGES), key=lambda fitted: judge(fitted.left_out))
-    return tf_idf(counts(new), rarity)[0] @ best.coefficients + best.mean
+    others = tf_idf(counts(new), rarity)[0]
+    if read is None:
+        best = max((Ridge.fit(inputs, outputs, ridge) for ridge in RIDGES), key=lambda fitted: judge(fitted.left_out))
+        return others @ best.coefficients + best.mean
+    states, new_states = read(known), read(new)
+    mean, spread = states.mean(0), states.std(0)
+    states, new_states = ((found - mean) / spread for found in (states, new_states))
+    states, new_states = (found / np.linalg.norm(found, axis=1, keepdims=True) for found in (states, new_states))
+    tried = (
+        Ridge.fit(inputs, outputs, ridge, states, weight) for ridge, weight in itertools.product(RIDGES, STATE_WEIGHTS)
+    )
+    best = max(tried, key=lambda fitted: judge(fitted.left_out))
+    of_words, of_states = np.split(best.coefficients, [inputs.shape[1]])
+    return others @ of_words + new_states @ of_states + best.mean
+
+
+def readers(model: CLLM4RecForRecommendation) -> dict[str, Callable[[list[str]], np.ndarray] | None]:
+    """What ridge regression reads of a text: its words, and what the model's backbone makes of it where the model reads that."""
+
+    def read(texts: list[str]) -> np.ndarray:
+        pooled = read_states(model, texts)
+        assert pooled is not None
+        return pooled.numpy()
+
+    return {"TF-IDF": None} | ({"TF-IDF and states": read} if model.config.text_states else {})
 
 
 def new_people(recipe: Recipe, frame: pd.DataFrame, descriptions: dict[str, str], draw: int) -> Figures:
@@ -107,7 +144,10 @@ def new_people(recipe: Recipe, frame: pd.DataFrame, descriptions: dict[str, str]
     known = [user["text"] for user in corpora.users()]
     dense = train.toarray()
     popularity = np.tile(dense.sum(0), (len(people), 1))
-    by_ridge = ridge_scores(known, dense, texts, lambda left_out: ndcg(left_out, dense, 100))
+    by_ridge = {
+        name: ndcg(ridge_scores(known, dense, texts, lambda left_out: ndcg(left_out, dense, 100), read), whole, 100)
+        for name, read in readers(model).items()
+    }
     inverse = np.linalg.inv(dense.T @ dense + EASE_PENALTY * np.eye(corpora.num_items))
     ease = -inverse / np.diag(inverse)
     np.fill_diagonal(ease, 0)
@@ -120,7 +160,7 @@ def new_people(recipe: Recipe, frame: pd.DataFrame, descriptions: dict[str, str]
 
     return {
         "people, description alone: ours": ndcg(ours(None, texts), whole, 100),
-        "people, description alone: ridge from TF-IDF": ndcg(by_ridge, whole, 100),
+        **{f"people, description alone: ridge from {name}": value for name, value in by_ridge.items()},
         "people, description alone: popularity": ndcg(popularity, whole, 100),
         "people, half of the history: ours": other_half(ours(histories, None)),
         "people, half of the history: EASE": other_half(given @ ease),
@@ -144,13 +184,19 @@ def new_items(recipe: Recipe, frame: pd.DataFrame, descriptions: dict[str, str],
     texts = [descriptions[item] for item in out]
     known = [item["text"] for item in corpora.items()]
     dense = split_matrix(corpora, "recommendation").toarray()
-    by_ridge = ridge_scores(known, dense.T, texts, lambda left_out: ndcg(left_out.T, dense, 100)).T
+    by_ridge = {
+        name: ridge_scores(known, dense.T, texts, lambda left_out: ndcg(left_out.T, dense, 100), read).T
+        for name, read in readers(model).items()
+    }
     new = model.add_items(texts)
     states = model.query_states([row.tolist() for row in histories], users.tolist())
     scores = model.item_logits(states)[:, new.start :].detach().numpy()
     return {
         "items never seen: ours": ndcg(scores, wanted[users], 20),
-        "items never seen: ridge from TF-IDF": ndcg(by_ridge[users], wanted[users], 20),
+        **{
+            f"items never seen: ridge from {name}": ndcg(found[users], wanted[users], 20)
+            for name, found in by_ridge.items()
+        },
         "items never seen: random": ndcg(rng.random(scores.shape), wanted[users], 20),
     }
 
@@ -176,9 +222,9 @@ def explanations(model: CLLM4RecForRecommendation, corpora: Corpora) -> Figures:
     }
 
 
-def measure(draws: int, overrides: list[str], folder: Path) -> Iterator[Figures]:
+def measure(method: str, draws: int, overrides: list[str], folder: Path) -> Iterator[Figures]:
     """The figures of each draw; those of explanations are of the whole sample, in the first."""
-    recipe = load_recipe("sample", "default", [f"output_dir={folder}", "tracker=none", "name=newcomers", *overrides])
+    recipe = load_recipe("sample", method, [f"output_dir={folder}", "tracker=none", "name=newcomers", *overrides])
     tables = read_tables(recipe.data)
     assert tables.users is not None
     assert tables.items is not None
@@ -195,12 +241,13 @@ def measure(draws: int, overrides: list[str], folder: Path) -> Iterator[Figures]
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", default="default", help="recipe of the method (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/newcomers.json")
-    parser.add_argument("overrides", nargs="*", metavar="field=value", help="laid over the default recipe")
+    parser.add_argument("overrides", nargs="*", metavar="field=value", help="laid over the recipe")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="newcomers-") as temporary:
-        found = list(measure(chosen.draws, chosen.overrides, Path(temporary)))
+        found = list(measure(chosen.method, chosen.draws, chosen.overrides, Path(temporary)))
     rows = {}
     for name in dict.fromkeys(name for figures in found for name in figures):
         values = [figures[name] for figures in found if name in figures]
@@ -209,8 +256,15 @@ def main() -> None:
         spread = "" if row["std"] is None else f" ± {row['std']:.3f}"
         print(f"{name:<64} {row['mean']:.3f}{spread}")
     if chosen.write:
-        written = {"command": COMMAND, "draws": chosen.draws, "overrides": chosen.overrides, "figures": rows}
-        write_text(RESULTS / "newcomers.json", json.dumps(written, indent=1, ensure_ascii=False) + "\n")
+        path = RESULTS / "newcomers.json"
+        found_before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        written = {
+            "command": f"{COMMAND} --method {chosen.method}",
+            "draws": chosen.draws,
+            "overrides": chosen.overrides,
+            "figures": rows,
+        }
+        write_text(path, json.dumps(found_before | {chosen.method: written}, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -163,6 +163,9 @@ class Method:
         "sentence; needs texts of items or users",
         True,
     )
+    text_states: bool = knob(
+        "the text map reads the backbone's states of a text beside its words: for a backbone that was pretrained", False
+    )
     user_offsets: bool = knob(
         "when training has ended, add to the states of known users what validation likes of the teacher's scores and of their own texts",
         False,

@@ -49,6 +49,7 @@ class CLLM4RecConfig(PreTrainedConfig):
             (" has interacted with"), `separator` (",") and `recommend` (" will interact with").
         num_text_terms (`int`): Terms that the text map counts, by which texts of people and of new items are read; 0: there is
             no such map.
+        text_states (`bool`): Whether the text map reads the backbone's states of a text beside its terms.
         user_offsets (`bool`): Whether there is a table of what is added to what the prompts of known users say.
         initializer_range (`float`): Standard deviation of the user and item embeddings at the start.
         format_version (`int`): Version of the saved folder's layout.
@@ -82,6 +83,7 @@ class CLLM4RecConfig(PreTrainedConfig):
     max_history: int = 512
     prompt_ids: dict[str, list[int]] | None = None
     num_text_terms: int = 0
+    text_states: bool = False
     user_offsets: bool = False
     initializer_range: float = 0.02
     format_version: int = FORMAT_VERSION

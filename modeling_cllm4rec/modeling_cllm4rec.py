@@ -103,7 +103,10 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _skip_keys_device_placement = ("cache", "past_key_values")
     _keys_to_ignore_on_load_unexpected = [r"content_(user|item)_embeddings\.weight$"]  # noqa: RUF012
+    # In half precision the mean of a state is coarser than what texts differ by.
+    _keep_in_fp32_modules_strict = ["state_mean", "state_spread"]  # noqa: RUF012
     revision: str | None = None
+    tokenizer: Any = None  # opened where a text is read
     download_options: dict[str, Any] = {}  # noqa: RUF012 (replaced at loading, never changed)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -114,6 +117,9 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
             init.copy_(module.terms, torch.arange(len(module.terms)))
             init.ones_(module.rarity)
             init.ones_(module.weight_beside_history)
+            if module.state_mean is not None and module.state_spread is not None:
+                init.zeros_(module.state_mean)
+                init.ones_(module.state_spread)
         elif isinstance(module, CLLM4RecModel) and module.item_bias is not None:
             init.zeros_(module.item_bias)
 
@@ -291,7 +297,8 @@ class CLLM4RecModel(CLLM4RecPreTrainedModel):
             self.content_user_embeddings = nn.Embedding(user_rows, width)
             self.content_item_embeddings = nn.Embedding(config.num_items, width)
         self.item_bias = nn.Parameter(torch.zeros(config.num_items)) if config.item_bias else None
-        self.text_map = TextMap(config.num_text_terms, width) if config.num_text_terms else None
+        terms = config.num_text_terms
+        self.text_map = TextMap(terms, width, config.text_states) if terms else None
         self.user_offsets = nn.Embedding(user_rows, width) if config.user_offsets else None
         tied = config.get_text_config().tie_word_embeddings
         self.word_head = None if tied else nn.Parameter(torch.empty(config.num_words, width).normal_(std=0.02))

@@ -121,7 +121,9 @@ def completed(
     model = CLLM4RecForRecommendation.from_pretrained(
         weights, attn_implementation=recipe.backbone.attn_implementation
     ).to(accelerator.device)
-    text_map = fit_text_map(model, corpora, recipe.seed) if recipe.method.text_map else None
+    text_map = None
+    if recipe.method.text_map:
+        text_map = fit_text_map(model, corpora, recipe.seed, text_states=recipe.method.text_states)
     offsets = None
     if recipe.method.user_offsets:
         said = None if text_map is None else text_map.said

@@ -4,10 +4,13 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation
-from modeling_cllm4rec.text_cllm4rec import TEXTS_PER_PASS, TextMap, number_of, terms_of, words_of
+from modeling_cllm4rec.text_cllm4rec import TEXTS_PER_PASS, TextMap, number_of, pooled_states, terms_of, words_of
 
 WORDS, USERS, ITEMS = 50, 5, 7
 PROMPT = {"history": [10, 11], "separator": [12], "recommend": [13, 14]}
@@ -252,3 +255,93 @@ def test_the_offsets_of_known_users_are_added(model, tmp_path):
     with_texts.save_pretrained(tmp_path)
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(again.query_states([[1]], [3]), with_texts.query_states([[1]], [3]))
+
+
+class WordNumbers:
+    """A tokenizer whose words are their ids."""
+
+    def __call__(self, texts, add_special_tokens):
+        assert not add_special_tokens
+        return {"input_ids": [[int(word) for word in text.split()] for text in texts]}
+
+
+@pytest.fixture
+def reading(model):
+    """The model with a map that reads states, too."""
+    config = copy.deepcopy(model.config)
+    config.text_states = True
+    torch.manual_seed(2)
+    made = CLLM4RecForRecommendation(config).eval()
+    known = {name: value for name, value in model.state_dict().items() if "text_map.to_" not in name}
+    made.load_state_dict(known, strict=False)
+    map, width = made.model.text_map, config.hidden_size
+    with torch.no_grad():
+        for parameter in (map.to_state.weight, map.to_item.weight, map.state_mean):
+            parameter.normal_(std=0.3)
+        map.state_spread[1] = 2.0
+    assert map.to_state.weight.shape == (width, len(TERMS) + width)
+    made.tokenizer = WordNumbers()
+    return made
+
+
+def test_a_state_is_the_mean_over_the_words_of_a_text(reading, monkeypatch):
+    documents = [[3, 4, 5], [], [7], [WORDS + 1, 7, WORDS + USERS + 2], [1, 2, 3, 4, 5, 6]]
+    pooled = pooled_states(reading.model, documents)
+    hidden = reading.model(torch.tensor([[3, 4, 5]])).last_hidden_state[0]
+    torch.testing.assert_close(pooled[0], hidden.mean(0))
+    assert pooled[1].isnan().all()
+    torch.testing.assert_close(pooled[3], pooled[2])
+    monkeypatch.setattr("modeling_cllm4rec.text_cllm4rec.TOKENS_PER_PASS", 4)
+    torch.testing.assert_close(pooled_states(reading.model, documents), pooled, equal_nan=True)
+    monkeypatch.setattr("modeling_cllm4rec.text_cllm4rec.TOKENS_OF_A_TEXT", 3)
+    torch.testing.assert_close(pooled_states(reading.model, [documents[4], [1, 2, 3]])[0], pooled_of(reading, "1 2 3"))
+    reading.train()
+    torch.testing.assert_close(pooled_states(reading.model, documents)[0], pooled[0])
+    assert reading.model.training
+
+
+def pooled_of(model, text):
+    return pooled_states(model.model, [[int(word) for word in text.split()]])[0]
+
+
+def test_states_of_texts_are_read_beside_their_terms(reading):
+    made = reading.model.text_map
+    pooled = torch.stack([pooled_of(reading, "3 4"), pooled_of(reading, "8")])
+    unlike = (pooled - made.state_mean[1]) / 2.0
+    inputs = torch.cat([made.bag(["3 4", "8"]), unlike / unlike.norm(dim=1, keepdim=True)], 1)
+    rows, biases = made.item_rows(["3 4", "8"], pooled)
+    torch.testing.assert_close(torch.cat([rows, biases[:, None]], 1), made.to_item(inputs))
+    new = reading.add_items(["3 4", "8"])
+    torch.testing.assert_close(reading.model.item_embeddings.weight[list(new)], rows)
+    said, nobody = made.states(["3 4"], pooled[:1])
+    torch.testing.assert_close(reading.query_states(texts=["3 4"])[0], said[0] + nobody)
+    with_nothing = reading.query_states(texts=[""])[0]
+    torch.testing.assert_close(with_nothing, nobody)
+    assert not torch.allclose(said, torch.zeros_like(said))
+
+
+def test_effects_of_words_leave_states_out(reading):
+    state, made = torch.randn(reading.config.hidden_size), reading.model.text_map
+    effects = made.word_effects("web stars", state)
+    words = made.bag(["web stars"])[0] @ made.to_item.weight[:, : len(TERMS)].T
+    assert sum(effects.values()) == pytest.approx((words[:-1] @ state + words[-1]).item(), abs=1e-5)
+
+
+def test_the_tokenizer_is_found_beside_the_weights(reading, word_tokenizer, tmp_path):
+    expected = reading.query_states(texts=["3 4"])
+    reading.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    with pytest.raises(ValueError, match=r"no tokenizer is in .*; set model.tokenizer"):
+        again.recommend(texts=["3 4"])
+    word_tokenizer.save_pretrained(tmp_path)
+    torch.testing.assert_close(again.query_states(texts=["3 4"]), expected)
+    half = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    assert half.model.text_map.state_mean.dtype == half.model.text_map.state_spread.dtype == torch.float32
+    assert half.recommend(texts=["3 4"], k=1).items.shape == (1, 1)
+
+
+@pytest.fixture
+def word_tokenizer():
+    words = Tokenizer(WordLevel({str(number): number for number in range(WORDS)}, unk_token="0"))
+    words.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words)

@@ -15,7 +15,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_matrix, diags, vstack
 
 from modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.text_cllm4rec import TextMap
+from modeling_cllm4rec.text_cllm4rec import TextMap, pooled_states
 from training.data.batches import layout_of
 from training.data.corpora import Corpora
 from training.evaluation.ranking import evaluate_scores
@@ -25,6 +25,7 @@ from training.stages.terms import MOST_ROWS, term_counts, tf_idf
 logger = logging.getLogger(__name__)
 
 RIDGES = (0.3, 1.0, 3.0, 10.0)
+STATE_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)
 WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0)
 SCALES = (2.0, 4.0, 8.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0)
 # Where people have no texts of their own there is nothing to choose the weight by.
@@ -44,8 +45,10 @@ class FittedTextMap:
 
     terms: int
     user_ridge: float
+    user_state_weight: float
     user_ndcg_at_100: float
     item_ridge: float
+    item_state_weight: float
     item_ndcg_at_100: float
     scale: float
     weight_beside_history: float
@@ -59,35 +62,60 @@ class Ridge:
 
     Attributes:
         ridge: The penalty.
-        coefficients: `(inputs, outputs)` float32.
+        state_weight: What states weigh beside terms.
+        coefficients: `(terms and states, outputs)` float32.
         mean: `(outputs,)` float32.
         left_out: Of each row its prediction by the others, `(rows, outputs)` float32.
     """
 
     ridge: float
+    state_weight: float
     coefficients: np.ndarray
     mean: np.ndarray
     left_out: np.ndarray
 
     @classmethod
-    def fit(cls, inputs: csr_matrix, outputs: np.ndarray, ridge: float) -> "Ridge":
-        """Kernel ridge regression on rows whose outputs have their mean taken away."""
+    def fit(
+        cls,
+        inputs: csr_matrix,
+        outputs: np.ndarray,
+        ridge: float,
+        states: np.ndarray | None = None,
+        state_weight: float = 0.0,
+    ) -> "Ridge":
+        """Kernel ridge regression on rows whose outputs have their mean taken away.
+
+        Args:
+            inputs: `(rows, terms)`.
+            outputs: `(rows, outputs)`.
+            ridge: The penalty.
+            states: Further inputs `(rows, width)`, or None.
+            state_weight: What their inner products weigh beside those of the terms.
+        """
         mean = outputs.mean(0)
         centred = (outputs - mean).astype(np.float64)
         kernel = (inputs @ inputs.T).toarray().astype(np.float64)
+        if states is not None:
+            kernel += state_weight * (states @ states.T)
         inverse = cho_solve(cho_factor(kernel + ridge * np.eye(len(kernel))), np.eye(len(kernel)))
         dual = inverse @ centred
         # y - ŷ of a row that is left out is its dual coefficient over the diagonal of the inverse.
         left_out = centred - dual / np.diag(inverse)[:, None] + mean
+        coefficients = inputs.T @ dual
+        if states is not None:
+            coefficients = np.concatenate([coefficients, state_weight * (states.T @ dual)])
         return cls(
             ridge,
-            (inputs.T @ dual).astype(np.float32),
+            state_weight,
+            coefficients.astype(np.float32),
             mean.astype(np.float32),
             left_out.astype(np.float32),
         )
 
 
-def fit_text_map(model: CLLM4RecForRecommendation, corpora: Corpora, seed: int) -> FittedTextMap | None:
+def fit_text_map(
+    model: CLLM4RecForRecommendation, corpora: Corpora, seed: int, *, text_states: bool = False
+) -> FittedTextMap | None:
     """Give a trained model its text map; None, and no map, where there are no texts.
 
     Where only items (or only users) have texts, those of a user's items (an item's users) speak for the user (the item).
@@ -96,6 +124,7 @@ def fit_text_map(model: CLLM4RecForRecommendation, corpora: Corpora, seed: int) 
         model: Changed in place.
         corpora: What it was trained on.
         seed: Of the rows and users that are looked at where there are too many.
+        text_states: Whether the backbone's states of the texts are read beside their terms.
     """
     train = split_matrix(corpora, "recommendation")
     counts = term_counts(corpora)
@@ -111,12 +140,19 @@ def fit_text_map(model: CLLM4RecForRecommendation, corpora: Corpora, seed: int) 
     rng = np.random.default_rng(seed)
 
     weight, bias = item_head(model)
+    made = TextMap(len(terms), weight.shape[1], text_states)
+    user_states, item_states = owners_states(model, corpora, train, made) if text_states else (None, None)
     to_state = to_states(weight)
     lengths = np.diff(train.indptr)
     users = some((lengths > 0) & (np.diff(user_terms.indptr) > 0), MOST_ROWS, rng)
     wanted = (diags(1 / np.sqrt(lengths[users])) @ train[users]) @ to_state.T
     of_users = best_ridge(
-        tf_idf(user_terms[users], rarity)[0], wanted, lambda left_out: (left_out, weight), train, users
+        tf_idf(user_terms[users], rarity)[0],
+        wanted,
+        lambda left_out: (left_out, weight),
+        train,
+        users,
+        None if user_states is None else user_states[users],
     )
     scale = best_scale(of_users[0].left_out @ weight.T, bias - weight @ (to_state @ bias), train[users])
 
@@ -133,9 +169,9 @@ def fit_text_map(model: CLLM4RecForRecommendation, corpora: Corpora, seed: int) 
         lambda left_out: (with_ones, left_out),
         train[:, rows],
         compared,
+        None if item_states is None else item_states[rows],
     )
 
-    made = TextMap(len(terms), weight.shape[1])
     made.terms.copy_(torch.from_numpy(terms))
     made.rarity.copy_(torch.from_numpy(rarity))
     user_map, item_map = of_users[0], of_items[0]
@@ -155,14 +191,60 @@ def fit_text_map(model: CLLM4RecForRecommendation, corpora: Corpora, seed: int) 
                 lambda share: (states + share * said[judged], weight, bias), WEIGHTS, train, validation, judged
             )
     made.weight_beside_history.fill_(beside_history)
-    model.config.num_text_terms = len(terms)
+    model.config.num_text_terms, model.config.text_states = len(terms), text_states
     model.model.text_map = made.to(model.device, model.dtype)
     fitted = FittedTextMap(
-        len(terms), user_map.ridge, of_users[1], item_map.ridge, of_items[1], scale, beside_history, reached, said
+        len(terms),
+        *(user_map.ridge, user_map.state_weight, of_users[1]),
+        *(item_map.ridge, item_map.state_weight, of_items[1]),
+        *(scale, beside_history, reached),
+        said=said,
     )
     numbers = {name: value for name, value in vars(fitted).items() if name != "said"}
     logger.info("text map: %s", ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
     return fitted
+
+
+def owners_states(
+    model: CLLM4RecForRecommendation, corpora: Corpora, train: csr_matrix, made: TextMap
+) -> tuple[np.ndarray, np.ndarray]:
+    """Standardised states of what is written about each user and each item, `(num_users, width)` and `(num_items, width)` float32.
+
+    The mean over their documents; where only items (or users) have any, the mean over a user's items (an item's users).
+
+    Args:
+        model: Whose backbone reads.
+        corpora: The documents.
+        train: `(num_users, items)` of ones.
+        made: The map; it takes the means and spreads of states.
+    """
+    texts = corpora.texts("content")
+    documents = [
+        document[start:].tolist() for document, start in zip(texts.documents, texts.prompt_length, strict=True)
+    ]
+    read = pooled_states(model.model, documents).cpu().numpy()
+    places = np.flatnonzero(~np.isnan(read[:, 0]))
+
+    def mean_of(rows: csr_matrix, values: np.ndarray) -> np.ndarray:
+        numbers = np.asarray(rows.sum(axis=1))
+        return np.where(numbers > 0, (rows @ values) / np.maximum(numbers, 1), np.nan).astype(np.float32)
+
+    def of(owners: np.ndarray, count: int) -> np.ndarray:
+        chosen = places[owners[places] >= 0]
+        ones = (np.ones(len(chosen), np.float32), (owners[chosen], np.arange(len(chosen))))
+        return mean_of(csr_matrix(ones, shape=(count, len(chosen))), read[chosen])
+
+    users, items = of(texts.user, corpora.num_users), of(texts.item, corpora.num_items)
+    if np.isnan(users).all():
+        users = mean_of(train, np.nan_to_num(items))
+    elif np.isnan(items).all():
+        items = mean_of(csr_matrix(train.T), np.nan_to_num(users))
+    found = []
+    for kind, states in ((made.PEOPLE, users), (made.ITEMS, items)):
+        made.state_mean[kind] = torch.from_numpy(np.nanmean(states, 0))  # type: ignore[index]
+        made.state_spread[kind] = torch.from_numpy(np.nanstd(states, 0)).clamp(min=1e-6)  # type: ignore[index]
+        found.append(made.standardised(torch.from_numpy(states), kind).numpy())
+    return found[0], found[1]
 
 
 def item_head(model: CLLM4RecForRecommendation) -> tuple[np.ndarray, np.ndarray]:
@@ -189,8 +271,9 @@ def best_ridge(
     factors: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     train: csr_matrix,
     users: np.ndarray,
+    states: np.ndarray | None = None,
 ) -> tuple[Ridge, float]:
-    """The ridge whose leave-one-out predictions rank the training histories best, and its NDCG@100.
+    """The ridge whose leave-one-out predictions rank the training histories best, and its NDCG@100; then the states' weight alike.
 
     Args:
         inputs: `(rows, terms)`.
@@ -198,26 +281,28 @@ def best_ridge(
         factors: Leave-one-out predictions to the factors of users `(len(users), k)` and of items `(items, k)`.
         train: `(num_users, items)` of ones.
         users: Of the rows of user factors.
+        states: Further inputs `(rows, width)`, or None.
     """
     histories = csr_matrix(train[users])
     none = np.empty(0, np.float32)
     nothing = csr_matrix((none, (none.astype(int), none.astype(int))), shape=histories.shape)
     places = np.flatnonzero(np.diff(histories.indptr))[:COMPARED_USERS]
     batch_size = max(SCORES_AT_A_TIME // histories.shape[1], 1)
-    best: tuple[Ridge, float] | None = None
-    for ridge in RIDGES:
-        fitted = Ridge.fit(inputs, outputs, ridge)
+
+    def measured(ridge: float, state_weight: float) -> tuple[Ridge, float]:
+        fitted = Ridge.fit(inputs, outputs, ridge, states, state_weight)
         of_users, of_items = factors(fitted.left_out)
-        value = float(
-            evaluate_scores(
-                lambda chosen, left=of_users, right=of_items: left[chosen] @ right.T,
-                places, nothing, histories, batch_size=batch_size,
-            ).ndcg_at_100.mean()
-        )  # fmt: skip
-        if best is None or value > best[1]:
-            best = fitted, value
-    assert best is not None
-    return best
+        value = evaluate_scores(
+            lambda chosen: of_users[chosen] @ of_items.T, places, nothing, histories, batch_size=batch_size
+        ).ndcg_at_100.mean()
+        return fitted, float(value)
+
+    usual = 0.0 if states is None else STATE_WEIGHTS[len(STATE_WEIGHTS) // 2]
+    best = max((measured(ridge, usual) for ridge in RIDGES), key=lambda found: found[1])
+    if states is None:
+        return best
+    others = (measured(best[0].ridge, weight) for weight in STATE_WEIGHTS if weight != usual)
+    return max([best, *others], key=lambda found: found[1])
 
 
 def best_scale(scores: np.ndarray, bias: np.ndarray, histories: csr_matrix) -> float:

@@ -68,6 +68,38 @@ def test_left_out_predictions_are_those_of_the_others(ridge):
     np.testing.assert_allclose(fitted.coefficients, whole, atol=1e-5)
 
 
+@pytest.mark.parametrize("kinds", [("user", "item"), ("user",), ("item",)])
+def test_states_tell_what_words_that_nobody_used_are_like(kinds, monkeypatch):
+    monkeypatch.setattr(text_map, "STATE_WEIGHTS", (1.0,))  # words would do for those who are known
+    best = {}
+    for text_states in (False, True):
+        made = model_of_groups()
+        with torch.no_grad():  # words of a group lie on one side
+            made.get_input_embeddings().weight[:20, 1], made.get_input_embeddings().weight[20:40, 1] = -3.0, 3.0
+        made.tokenizer = lambda texts, **how: {"input_ids": [[int(w[1:]) for w in text.split()] for text in texts]}
+        fitted = fit_text_map(made, corpora_of(kinds), seed=0, text_states=text_states)
+        assert made.config.text_states == text_states == bool(fitted.user_state_weight or fitted.item_state_weight)
+        items = made.recommend(texts=[sentence(15, 16, 17), sentence(35, 36, 37)], k=5).items
+        new = made.add_items([sentence(15, 16, 17), sentence(35, 36, 37)])
+        sides = made.model.item_embeddings.weight[list(new), 0]
+        best[text_states] = (GROUP_OF_ITEM[items] == [[0], [1]]).mean(), bool(sides[0] < 0 < sides[1])
+    assert best[False][0] < 0.8
+    assert not best[False][1]
+    assert best[True][0] >= 0.9
+    assert best[True][1]
+
+
+def test_states_are_further_inputs_of_the_ridge():
+    generator = np.random.default_rng(0)
+    inputs, states = csr_matrix(generator.random((12, 5))), generator.random((12, 3)).astype(np.float32)
+    outputs = generator.normal(size=(12, 2))
+    fitted = Ridge.fit(inputs, outputs, 0.5, states, 0.25)
+    together = Ridge.fit(csr_matrix(np.concatenate([inputs.toarray(), 0.5 * states], 1)), outputs, 0.5)
+    np.testing.assert_allclose(fitted.left_out, together.left_out, atol=1e-5)
+    np.testing.assert_allclose(fitted.coefficients[:5], together.coefficients[:5], atol=1e-5)
+    np.testing.assert_allclose(fitted.coefficients[5:], 0.5 * together.coefficients[5:], atol=1e-5)
+
+
 def test_of_too_many_rows_some_are_taken_in_order():
     taken = some(np.arange(100) % 2 == 0, 10, np.random.default_rng(0))
     assert len(taken) == 10
