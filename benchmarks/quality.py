@@ -5,8 +5,9 @@ python benchmarks/quality.py --set sample --methods default paper --seeds 1
 python benchmarks/quality.py --ablation --set sample          each departure from the paper taken away alone, one seed
 
 Baselines are tuned on validation over the grids of `training/evaluation/baselines.py`: popularity, item-kNN, EASE, iALS. So are those
-that know the texts: what users with like texts chose (TF-IDF, kernel ridge, one's own row left out), the likeness of the items' texts
-to the history's, and iALS blended with both. A run is kept in --folder and not done again for the same recipe. Printed is test
+that know the texts: what users with like texts chose (TF-IDF, kernel ridge, one's own row left out), EASE that sees the items' texts,
+and iALS blended with both, the teacher of the default recipe. The likeness of the items' texts to the history's (TF-IDF, cosines) has
+nothing to choose. A run is kept in --folder and not done again for the same recipe. Printed is test
 NDCG@100, mean over seeds with its standard deviation, and the paired differences to the classical baselines with their standard errors over users;
 --write puts it all into benchmarks/results/quality.json and draws the picture.
 """
@@ -34,7 +35,8 @@ from training.finetune import finetune
 from training.predict import predict
 from training.pretrain import pretrain
 from training.run import Run
-from training.stages.teacher import Blend, Teacher, choose
+from training.stages.teacher import Blend, Teacher, fit_teacher, similarities
+from training.stages.terms import term_counts
 
 SETS = (SAMPLE, "digital-music", "ml-100k", "amazon-beauty")
 SEEDS = (42, 43, 44)
@@ -88,21 +90,25 @@ def recipe_of(name: str, method: str, seed: int, folder: Path, *overrides: str) 
     return load_recipe(name, method, [*words, *overrides])
 
 
-def text_baselines(recipe: Recipe) -> dict[str, np.ndarray]:
-    """Test NDCG@100 of each user of the baselines that know texts, their weights chosen on validation; empty without texts."""
-    corpora = open_corpora(Run.of(recipe).corpora)
+def blends(recipe: Recipe) -> dict[str, np.ndarray]:
+    """Test NDCG@100 of each user of the teacher, a baseline of its own, and of its parts, their settings chosen on validation."""
+    run = Run.of(recipe)
+    corpora = open_corpora(run.corpora)
     train, validation, test = (split_matrix(corpora, name) for name in ("recommendation", "validation", "test"))
-    if not len(corpora.texts("content")):
-        return {}
-    blend = choose(train, validation, corpora, "ials_and_text", recipe.seed)
+    blend = fit_teacher(train, validation, corpora, "blend", recipe.seed, run.checkpoints("teacher"))
     users, seen = np.flatnonzero(np.diff(test.indptr)), (train + validation).tocsr()
-    models = {"iALS and texts": blend}
     no_factors = replace(blend, user_factors=0 * blend.user_factors, item_factors=0 * blend.item_factors)
-    for label, which in (("texts of users", "user_text_weight"), ("texts of items", "item_text_weight")):
-        alone = Blend({}, 0.0, 0.0, **{which: 1.0})
-        matrix = blend.from_user_text if which == "user_text_weight" else blend.from_item_text
-        if matrix is not None:
-            models[label] = replace(no_factors, blend=alone)
+    has_texts = len(corpora.texts("content")) > 0
+    models = {"iALS, EASE and texts" if has_texts else "iALS and EASE": blend}
+    if blend.from_items is not None:
+        label = "EASE with texts" if blend.blend.ease_text_weight else "EASE of the blend"
+        models[label] = replace(no_factors, blend=Blend({}, 0.0, 0.0, ease_weight=1.0))
+    if blend.from_user_text is not None:
+        models["texts of users"] = replace(no_factors, blend=Blend({}, 0.0, 0.0, user_text_weight=1.0))
+    counts = term_counts(corpora)
+    if counts.item.nnz:
+        alike = similarities(counts.item)
+        models["texts of items"] = replace(no_factors, from_items=alike, blend=Blend({}, 0.0, 0.0, ease_weight=1.0))
     return {label: of(model, users, seen, test) for label, model in models.items()}
 
 
@@ -160,7 +166,7 @@ def compare(name: str, methods: list[str], seeds: int, folder: Path, overrides: 
                 behind_model=found["behind_model"],
                 settings=found["settings"],
             )
-        for label, per_user in text_baselines(recipe_of(name, method, SEEDS[0], folder, *overrides)).items():
+        for label, per_user in blends(recipe_of(name, method, SEEDS[0], folder, *overrides)).items():
             error = float(per_user.std(ddof=1) / np.sqrt(len(per_user)))
             rows[label] = summary([float(per_user.mean())], standard_error=error)
     return rows

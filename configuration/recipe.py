@@ -150,8 +150,8 @@ class Method:
         "what the ID embeddings start from: random (paper) or factors of iALS", "random"
     )
     initialisation_std: float = knob("standard deviation of the ID embeddings at the start", 0.05)
-    teacher: Literal["ials", "ials_and_text"] = knob(
-        "the teacher of the distillation: iALS, or iALS blended with a ridge map from the users' texts and with the likeness of "
+    teacher: Literal["ials", "blend"] = knob(
+        "the teacher of the distillation: iALS, or iALS blended with a ridge map from the users' texts and with EASE that sees "
         "the items' texts, as validation likes it",
         "ials",
     )

@@ -360,7 +360,7 @@ def test_a_stage_that_was_run_is_refused_without_resume_or_overwrite(store_copy,
         ("finetune", {"backbone": {"config": LARGER}}, "overwrite"),
         ("finetune", {"backbone": {"config": LARGER}}, "resume"),
         ("finetune", {"method": {"lambda_v": 0.2}}, "overwrite"),
-        ("finetune", {"method": {"teacher": "ials_and_text"}}, "overwrite"),
+        ("finetune", {"method": {"teacher": "blend"}}, "overwrite"),
         ("finetune", {"finetune": {"lr": 1e-3}}, "resume"),
         ("predict", {"backbone": {"config": LARGER}}, "overwrite"),
         ("predict", {"finetune": {"lr": 1e-3}}, "overwrite"),
@@ -705,7 +705,7 @@ def test_training_stops_after_so_many_epochs_without_gain(store_recipe, store_fr
 def test_a_start_and_a_teacher_from_ials_work_and_serve_as_the_baseline(store_recipe, store_run, store_frame, vary):
     recipe = vary(
         store_recipe,
-        method={"initialisation": "ials", "distillation": 0.5, "teacher": "ials_and_text"},
+        method={"initialisation": "ials", "distillation": 0.5, "teacher": "blend"},
         evaluation={"baselines": ["ials"]},
     )
     run = trained(recipe, store_frame)

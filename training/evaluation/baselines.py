@@ -186,8 +186,17 @@ def _item_knn(train: csr_matrix, seed: int, weighting: str, neighbours: int) -> 
 
 
 def _ease(train: csr_matrix, seed: int, regularization: float) -> Model:
-    """Score by `X B`, in closed form `B = I - P diag(P)^-1` with `P = (X'X + regularization I)^-1` (Steck, 2019)."""
-    gram = (train.T @ train).toarray(order="F")
+    weights = ease_weights((train.T @ train).toarray(order="F"), regularization)
+    return lambda users: train[users] @ weights, None
+
+
+def ease_weights(gram: np.ndarray, regularization: float) -> np.ndarray:
+    """The `B` of scores `X B`, in closed form `B = I - P diag(P)^-1` with `P = (gram + regularization I)^-1` (Steck, 2019).
+
+    Args:
+        gram: `(items, items)` float32, in Fortran's order; overwritten.
+        regularization: The penalty.
+    """
     gram[np.diag_indices_from(gram)] += regularization
     cholesky, _ = spotrf(gram, overwrite_a=True)
     precision, _ = spotri(cholesky, overwrite_c=True)  # the upper triangle
@@ -195,7 +204,7 @@ def _ease(train: csr_matrix, seed: int, regularization: float) -> Model:
     precision += np.triu(precision, 1).T
     weights = precision / -np.diag(precision)
     np.fill_diagonal(weights, 0)
-    return lambda users: train[users] @ weights, None
+    return weights
 
 
 def _ials(train: csr_matrix, seed: int, **settings: Any) -> Model:

@@ -1,13 +1,17 @@
-"""A classical teacher for the recommendation head: iALS, blended with what the texts say, fitted on the training split.
+"""A classical teacher for the recommendation head: iALS, blended with EASE and with what the texts say, fitted on the training split.
 
 Not in the paper: `method.distillation` says how much of the loss comes from it, `method.teacher` what it is made of. On a small
 set the risk is overfitting, and a teacher cures most of it.
+
+EASE sees the items' texts beside the interactions, as further rows of what it explains (Jeunen, Van Balen and Goethals, Closed-form
+models for collaborative filtering with side-information, RecSys 2020): items with like texts then stand for each other.
 """
 
 import hashlib
+import itertools
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +21,11 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from scipy.linalg import cho_factor, cho_solve
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, diags
 from scipy.sparse.linalg import LinearOperator, svds
 
 from training.data.corpora import Corpora, Texts
-from training.evaluation.baselines import FittedBaseline, fit_baselines
+from training.evaluation.baselines import EASE_MAX_ITEMS, FittedBaseline, ease_weights, fit_baselines
 from training.evaluation.ranking import evaluate_scores
 from training.files import written_whole
 from training.stages.terms import MOST_ROWS, term_counts, tf_idf
@@ -31,7 +35,11 @@ logger = logging.getLogger(__name__)
 # Settings are tried one after the other, each on validation NDCG@100 with the best of those before it.
 RIDGES = (1.0, 3.0, 10.0)
 USER_TEXT_WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
-ITEM_TEXT_WEIGHTS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+EASE_WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+USUAL_EASE_WEIGHT = 0.05
+# Of EASE: the penalty, what the items' texts weigh beside the interactions, and the power of its length that a history is divided by.
+PENALTIES, TEXT_WEIGHTS, POWERS = (10.0, 30.0, 100.0, 300.0), (0.0, 3.0, 10.0, 30.0, 100.0, 300.0), (0.0, 0.5)
+MANY_ITEMS, PENALTY_OF_MANY, TEXT_WEIGHT_OF_MANY = 3_000, 100.0, 30.0
 SCALES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 COMPARED_USERS = 2_000
 
@@ -45,7 +53,10 @@ class Blend:
     validation_ndcg_at_100: float
     ridge: float = 0.0
     user_text_weight: float = 0.0
-    item_text_weight: float = 0.0
+    ease_penalty: float = 0.0
+    ease_text_weight: float = 0.0
+    ease_power: float = 0.0
+    ease_weight: float = 0.0
     scale: float = 1.0
 
 
@@ -59,7 +70,7 @@ class Teacher:
         train: `(users, items)` of ones.
         blend: The weights.
         from_user_text: `(users, users)` float32: what similar texts' users chose, one's own row left out; None: no texts.
-        from_item_text: `(items, items)` float32: how alike the items' texts are; None: no texts.
+        from_items: `(items, items)` float32: what items of a history say for others, by EASE; None: there are too many.
     """
 
     user_factors: np.ndarray
@@ -67,15 +78,15 @@ class Teacher:
     train: csr_matrix
     blend: Blend
     from_user_text: np.ndarray | None = None
-    from_item_text: np.ndarray | None = None
+    from_items: np.ndarray | None = None
 
     def scores(self, users: np.ndarray) -> np.ndarray:
         """Blended scores `(users, items)`, float32."""
         scores = self.user_factors[users] @ self.item_factors.T
         if self.from_user_text is not None and self.blend.user_text_weight:
             scores += self.blend.user_text_weight * (self.from_user_text[users] @ self.train)
-        if self.from_item_text is not None and self.blend.item_text_weight:
-            scores += self.blend.item_text_weight * (self.train[users] @ self.from_item_text)
+        if self.from_items is not None and self.blend.ease_weight:
+            scores += self.blend.ease_weight * (self.train[users] @ self.from_items)
         return scores
 
     def projected(self, users: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -83,8 +94,8 @@ class Teacher:
         found = self.user_factors[users] @ (self.item_factors.T @ matrix)
         if self.from_user_text is not None and self.blend.user_text_weight:
             found += self.blend.user_text_weight * (self.from_user_text[users] @ (self.train @ matrix))
-        if self.from_item_text is not None and self.blend.item_text_weight:
-            found += self.blend.item_text_weight * (self.train[users] @ (self.from_item_text @ matrix))
+        if self.from_items is not None and self.blend.ease_weight:
+            found += self.blend.ease_weight * (self.train[users] @ (self.from_items @ matrix))
         return np.asarray(self.blend.scale * found, np.float32)
 
     def factors(self, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -92,8 +103,8 @@ class Teacher:
         parts: list[tuple[Any, Any]] = [(self.user_factors, self.item_factors.T)]
         if self.from_user_text is not None and self.blend.user_text_weight:
             parts.append((self.blend.user_text_weight * self.from_user_text, self.train))
-        if self.from_item_text is not None and self.blend.item_text_weight:
-            parts.append((self.train, self.blend.item_text_weight * self.from_item_text))
+        if self.from_items is not None and self.blend.ease_weight:
+            parts.append((self.train, self.blend.ease_weight * self.from_items))
         if len(parts) == 1:
             return fit_width(self.user_factors, self.item_factors, width)
         # The scores are a sum of products: their leading singular vectors come without the dense matrix.
@@ -112,7 +123,7 @@ class Teacher:
         """Unnormalised log-probabilities `(users, items)`, float32, of all items or of those with these indices."""
         if items is None:
             return self.blend.scale * self.scores(users)
-        if self.blend.user_text_weight or self.blend.item_text_weight:
+        if self.blend.user_text_weight or self.blend.ease_weight:
             return self.blend.scale * self.scores(users)[:, items]
         return self.blend.scale * (self.user_factors[users] @ self.item_factors[items].T)
 
@@ -121,7 +132,7 @@ def fit_teacher(
     train: csr_matrix,
     validation: csr_matrix,
     corpora: Corpora,
-    kind: Literal["ials", "ials_and_text"],
+    kind: Literal["ials", "blend"],
     seed: int,
     cache: Path,
 ) -> Teacher:
@@ -145,17 +156,18 @@ def fit_teacher(
         return teacher
     tables, blend = load_file(cache / "factors.safetensors"), read_blend(cache)
     teacher = Teacher(tables["users"], tables["items"], train, blend)
-    counts = term_counts(corpora) if blend.user_text_weight or blend.item_text_weight else None
-    if counts is not None and blend.user_text_weight:
-        teacher = replace(teacher, from_user_text=leave_one_out_ridge(similarities(counts.user), blend.ridge))
-    if counts is not None and blend.item_text_weight:
-        teacher = replace(teacher, from_item_text=item_similarities(counts.item, train))
+    if blend.user_text_weight:
+        kernel = similarities(term_counts(corpora).user)
+        teacher = replace(teacher, from_user_text=leave_one_out_ridge(kernel, blend.ridge))
+    if blend.ease_weight:
+        alike = similarities(term_counts(corpora).item) if blend.ease_text_weight else None
+        teacher = replace(teacher, from_items=ease_with_texts(train, alike, blend))
     return teacher
 
 
 def fingerprint(train: csr_matrix, validation: csr_matrix, texts: Texts, kind: str, seed: int) -> str:
     """What a teacher depends on: the pairs of both splits, the texts, its kind and the seed."""
-    digest = hashlib.sha256(f"terms {kind} {seed} {train.shape}".encode())
+    digest = hashlib.sha256(f"ease {kind} {seed} {train.shape}".encode())
     for matrix in (train, validation):
         digest.update(matrix.indptr.tobytes() + matrix.indices.tobytes())
     digest.update(texts.documents.values.tobytes())
@@ -191,7 +203,7 @@ def choose(
     train: csr_matrix,
     validation: csr_matrix,
     corpora: Corpora,
-    kind: Literal["ials", "ials_and_text"],
+    kind: Literal["ials", "blend"],
     seed: int,
 ) -> Teacher:
     """Search iALS, then each part of the blend in turn, on validation NDCG@100, then the softmax's scale on its likelihood."""
@@ -212,25 +224,33 @@ def choose(
 
     start = Blend(ials.settings, ials.validation_ndcg_at_100, 0.0)
     teacher = measured(Teacher(users, items, train, start))
-    counts = term_counts(corpora) if kind == "ials_and_text" else None
-    if counts is not None and has_texts(counts.user, "user"):
-        kernel = similarities(counts.user)
-        candidates = [
-            replace(
-                teacher, from_user_text=leave_one_out_ridge(kernel, ridge), blend=replace(teacher.blend, ridge=ridge)
+    if kind == "blend":
+        counts = term_counts(corpora)
+        if has_texts(counts.user, "user"):
+            kernel = similarities(counts.user)
+            candidates = [
+                replace(
+                    teacher,
+                    from_user_text=leave_one_out_ridge(kernel, ridge),
+                    blend=replace(teacher.blend, ridge=ridge),
+                )
+                for ridge in RIDGES
+            ]
+            teacher = best(
+                replace(candidate, blend=replace(candidate.blend, user_text_weight=weight))
+                for candidate in candidates
+                for weight in USER_TEXT_WEIGHTS
             )
-            for ridge in RIDGES
-        ]
-        teacher = best(
-            replace(candidate, blend=replace(candidate.blend, user_text_weight=weight))
-            for candidate in candidates
-            for weight in USER_TEXT_WEIGHTS
-        )
-    if counts is not None and has_texts(counts.item, "item"):
-        teacher = replace(teacher, from_item_text=item_similarities(counts.item, train))
-        teacher = best(
-            replace(teacher, blend=replace(teacher.blend, item_text_weight=weight)) for weight in ITEM_TEXT_WEIGHTS
-        )
+        if num_items_fit(train.shape[1]):
+            alike = similarities(counts.item) if has_texts(counts.item, "item") else None
+            settings = replace(teacher.blend, ease_weight=USUAL_EASE_WEIGHT)
+            with_ease = best(
+                replace(teacher, from_items=ease_with_texts(train, alike, blend), blend=blend)
+                for blend in ease_settings(settings, train.shape[1], alike is not None)
+            )
+            teacher = best(
+                replace(with_ease, blend=replace(with_ease.blend, ease_weight=weight)) for weight in EASE_WEIGHTS
+            )
     teacher = replace(teacher, blend=replace(teacher.blend, scale=best_scale(teacher, compared, validation)))
     logger.info("teacher: %s", ", ".join(f"{name} {value}" for name, value in asdict(teacher.blend).items()))
     return teacher
@@ -276,12 +296,41 @@ def leave_one_out_ridge(kernel: np.ndarray, ridge: float) -> np.ndarray:
     return (hat / np.maximum(1 - own, 1e-3)[:, None]).astype(np.float32)
 
 
-def item_similarities(counts: csr_matrix, train: csr_matrix) -> np.ndarray:
-    """Cosines of the items' texts without one's own, scaled so that a history's sum has standard deviation 1."""
-    alike = similarities(counts)
-    np.fill_diagonal(alike, 0)
-    spread = float((train[: min(1024, train.shape[0])] @ alike).std())
-    return alike / max(spread, 1e-12)
+def num_items_fit(num_items: int) -> bool:
+    """Whether EASE's matrix over items is small enough, as for the baseline."""
+    if num_items > EASE_MAX_ITEMS:
+        logger.info("teacher: ease is left out, %d items are more than %d", num_items, EASE_MAX_ITEMS)
+    return num_items <= EASE_MAX_ITEMS
+
+
+def ease_settings(blend: Blend, num_items: int, has_texts: bool) -> Iterator[Blend]:
+    """The settings of EASE to choose from; of many items, for which it takes minutes, the usual ones."""
+    if num_items > MANY_ITEMS:
+        text_weight = TEXT_WEIGHT_OF_MANY if has_texts else 0.0
+        yield replace(blend, ease_penalty=PENALTY_OF_MANY, ease_text_weight=text_weight)
+        return
+    for penalty, weight, power in itertools.product(PENALTIES, TEXT_WEIGHTS if has_texts else (0.0,), POWERS):
+        yield replace(blend, ease_penalty=penalty, ease_text_weight=weight, ease_power=power)
+
+
+def ease_with_texts(train: csr_matrix, alike: np.ndarray | None, blend: Blend) -> np.ndarray:
+    """EASE's weights `(items, items)` float32, scaled so that a history's sum has standard deviation 1.
+
+    Args:
+        train: `(users, items)` of ones.
+        alike: Cosines of the items' texts `(items, items)`, or None.
+        blend: The settings.
+    """
+    lengths = np.maximum(np.diff(train.indptr), 1)
+    rows = csr_matrix(diags(lengths**-blend.ease_power) @ train)
+    gram = np.asarray((rows.T @ rows).toarray(order="F"), np.float32)
+    # Divided by their lengths, histories weigh less: texts and the penalty follow.
+    share = float(gram.trace()) / max(train.nnz, 1)
+    if alike is not None:
+        gram += share * blend.ease_text_weight * alike
+    weights = ease_weights(gram, share * blend.ease_penalty)
+    spread = float((train[: min(1024, train.shape[0])] @ weights).std())
+    return weights / max(spread, 1e-12)
 
 
 def similarities(counts: csr_matrix) -> np.ndarray:

@@ -318,7 +318,7 @@ def test_departures_are_from_the_published_method():
     found = {name: (here, there) for name, here, there in departures(load_recipe("sample"))}
     assert found["method.readout"] == ("mean", "last")
     assert found["method.held_out_share"] == ("[0.2, 0.6]", "[0.2, 0.2]")
-    assert found["method.teacher"] == ("ials_and_text", "none")
+    assert found["method.teacher"] == ("blend", "none")
     assert found["backbone.train"] == ("full", "none")
     assert "method.targets" not in found
     assert "method.prompt_target_weight" not in found

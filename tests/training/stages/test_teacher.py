@@ -14,10 +14,11 @@ from training.stages.teacher import (
     Blend,
     Teacher,
     best_scale,
+    ease_settings,
+    ease_with_texts,
     fit_teacher,
     fit_width,
     fitted_ials,
-    item_similarities,
     leave_one_out_ridge,
     similarities,
 )
@@ -69,7 +70,7 @@ def corpora_of(texts):
 def make(splits, texts, tmp_path):
     """Fit a teacher or open the one in `tmp_path/teacher`."""
 
-    def make(kind="ials_and_text", train=splits[0], validation=splits[1], texts=texts, seed=0):
+    def make(kind="blend", train=splits[0], validation=splits[1], texts=texts, seed=0):
         return fit_teacher(train, validation, corpora_of(texts), kind, seed, tmp_path / "teacher")
 
     return make
@@ -106,7 +107,7 @@ def test_fitted_factors_are_the_truncated_svd_of_the_product(users, items, width
 
 def blended(splits):
     """A teacher of all three parts at random."""
-    blend = Blend({}, 0.0, 0.0, user_text_weight=0.5, item_text_weight=0.25, scale=6.0)
+    blend = Blend({}, 0.0, 0.0, user_text_weight=0.5, ease_weight=0.25, scale=6.0)
     parts = factors(USERS, USERS, seed=2), factors(ITEMS, ITEMS, seed=3)
     return Teacher(factors(USERS, 4), factors(ITEMS, 4, seed=1), splits[0], blend, *parts)
 
@@ -114,7 +115,7 @@ def blended(splits):
 def test_logits_are_the_scaled_sum_of_the_parts(splits):
     teacher, train, users = blended(splits), splits[0].toarray(), np.array([3, 0, 3])
     everybody = teacher.user_factors @ teacher.item_factors.T
-    everybody = everybody + 0.5 * teacher.from_user_text @ train + 0.25 * train @ teacher.from_item_text
+    everybody = everybody + 0.5 * teacher.from_user_text @ train + 0.25 * train @ teacher.from_items
     np.testing.assert_allclose(teacher.logits(users), 6 * everybody[users], rtol=1e-4, atol=1e-4)
     assert teacher.logits(users).dtype == np.float32
 
@@ -154,13 +155,49 @@ def test_similarities_are_cosines_of_the_terms_by_their_rarity():
     np.testing.assert_allclose(similarities(counts), [[1, cosine(0, 1), 0], [cosine(0, 1), 1, 0], [0, 0, 0]], atol=1e-6)
 
 
-def test_words_of_a_group_make_its_items_alike(splits, texts):
-    alike = item_similarities(term_counts(corpora_of(texts)).item, splits[0])
-    same = GROUP_OF_ITEM[:, None] == GROUP_OF_ITEM
-    np.fill_diagonal(same, False)
-    assert alike[same].mean() > alike[GROUP_OF_ITEM[:, None] != GROUP_OF_ITEM].mean() + 0.1
-    assert not np.diag(alike).any()
-    assert (splits[0] @ alike).std() == pytest.approx(1, rel=1e-5)
+def test_ease_explains_histories_and_texts_by_other_items(splits):
+    """The same as ridge regression of each item on the others, with texts as further rows."""
+    train, texts = splits[0].toarray(), np.abs(factors(6, ITEMS))
+    blend = Blend({}, 0.0, 0.0, ease_penalty=3.0, ease_text_weight=0.5)
+    found = ease_with_texts(splits[0], texts.T @ texts, blend)
+    rows = np.concatenate([train, np.sqrt(0.5) * texts])
+    for item in (0, 7):
+        others = np.arange(ITEMS) != item
+        x, y = rows[:, others].astype(np.float64), rows[:, item].astype(np.float64)
+        expected = np.linalg.solve(x.T @ x + 3 * np.eye(ITEMS - 1), x.T @ y)
+        ratio = found[others, item] / expected
+        np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-2)
+        assert found[item, item] == 0
+    assert (splits[0] @ found).std() == pytest.approx(1, rel=1e-5)
+
+
+def test_long_histories_weigh_less_by_a_power_of_their_length(splits):
+    train, power = splits[0].toarray(), 0.5
+    lengths = np.maximum(train.sum(1, keepdims=True), 1)
+    shrunk = csr_matrix((train / lengths**power).astype(np.float32))
+    one = ease_with_texts(splits[0], None, Blend({}, 0.0, 0.0, ease_penalty=2.0, ease_power=power))
+    other = ease_with_texts(shrunk, None, Blend({}, 0.0, 0.0, ease_penalty=2.0))
+    ratio = one[one != 0] / other[one != 0]
+    np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-3)
+
+
+def test_of_many_items_the_usual_settings_of_ease_are_taken():
+    start = Blend({}, 0.0, 0.0, ease_weight=0.05)
+    assert len({*map(str, ease_settings(start, 100, True))}) == 48
+    assert [blend.ease_text_weight for blend in ease_settings(start, 100, False)] == [0.0] * 8
+    (one,) = ease_settings(start, 5_000, False)
+    assert (one.ease_penalty, one.ease_text_weight, one.ease_weight) == (100.0, 0.0, 0.05)
+    (one,) = ease_settings(start, 5_000, True)
+    assert one.ease_text_weight == 30.0
+
+
+def test_ease_is_left_out_where_there_are_too_many_items(make, fits, monkeypatch, caplog):
+    monkeypatch.setattr(teacher_module, "EASE_MAX_ITEMS", ITEMS - 1)
+    with caplog.at_level(logging.INFO, "training"):
+        teacher = make()
+    assert teacher.from_items is None
+    assert teacher.blend.ease_weight == 0
+    assert f"ease is left out, {ITEMS} items are more than {ITEMS - 1}" in caplog.text
 
 
 def test_the_scale_is_the_one_under_which_what_was_held_out_is_likeliest():
@@ -176,17 +213,17 @@ def test_a_teacher_of_ials_alone_prefers_what_alike_users_have(make):
     teacher = make("ials")
     logits, alike = teacher.logits(np.arange(USERS)), GROUP_OF_USER[:, None] == GROUP_OF_ITEM
     assert logits[alike].mean() > logits[~alike].mean() + 1
-    assert (teacher.blend.user_text_weight, teacher.blend.item_text_weight) == (0.0, 0.0)
+    assert (teacher.blend.user_text_weight, teacher.blend.ease_weight) == (0.0, 0.0)
     assert teacher.blend.validation_ndcg_at_100 == pytest.approx(teacher.blend.ials_validation_ndcg_at_100)
 
 
 def test_texts_are_blended_in_where_validation_likes_them(make, fits):
     blend = make().blend
-    assert max(blend.user_text_weight, blend.item_text_weight) > 0
+    assert max(blend.user_text_weight, blend.ease_weight) > 0
     assert blend.validation_ndcg_at_100 > make("ials").blend.validation_ndcg_at_100 + 0.1
 
 
-@pytest.mark.parametrize("kind", ["ials", "ials_and_text"])
+@pytest.mark.parametrize("kind", ["ials", "blend"])
 def test_a_teacher_is_fitted_once_and_opens_to_the_same(make, fits, tmp_path, caplog, monkeypatch, kind):
     monkeypatch.setattr(teacher_module, "RIDGES", (3.0,))
     with caplog.at_level(logging.INFO, "training"):
@@ -212,10 +249,12 @@ def test_a_teacher_for_something_else_is_fitted_anew(make, fits, splits, texts, 
     assert len(fits) == 2
 
 
-def test_without_texts_the_teacher_is_ials(make, fits):
+def test_without_texts_the_blend_is_of_ials_and_ease(make, fits):
     none = Texts(Ragged.from_lists([]), *(np.empty(0, np.int64) for _ in range(4)))
     blend = make(texts=none).blend
-    assert (blend.user_text_weight, blend.item_text_weight, blend.ials) == (0.0, 0.0, {"factors": 3})
+    assert (blend.user_text_weight, blend.ease_text_weight, blend.ials) == (0.0, 0.0, {"factors": 3})
+    assert blend.ease_weight > 0
+    assert blend.validation_ndcg_at_100 > make("ials").blend.validation_ndcg_at_100 + 0.05
 
 
 def test_the_ials_of_a_teacher_is_a_baseline(make, fits, tmp_path):
