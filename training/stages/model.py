@@ -19,6 +19,10 @@ from training.data.corpora import Corpora, load_from_backbone
 
 logger = logging.getLogger(__name__)
 
+# Hidden size of a backbone whose configuration names none, by the number of items: a state holds a teacher's scores up to its size.
+WIDTHS = ((2_000, 128), (8_000, 256))
+LARGEST_WIDTH = 512
+
 SPECIAL_WORDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -55,7 +59,7 @@ def make_model(recipe: Recipe, corpora: Corpora) -> CLLM4RecForRecommendation:
         else:
             end = corpora.tokenizer.eos_token_id
             words = {"vocab_size": corpora.num_words} | dict.fromkeys(SPECIAL_WORDS, end)
-            config = CLLM4RecConfig(backbone_config=backbone_config(backbone, **words), **fields)
+            config = CLLM4RecConfig(backbone_config=backbone_config(backbone, corpora.num_items, **words), **fields)
             model = CLLM4RecForRecommendation._from_config(config, **loading)
         set_attention_dropout(model, backbone.attention_dropout)
         fit_positions(model.config, corpora)
@@ -128,16 +132,17 @@ def check_backbone(recipe: Recipe) -> None:
         InputError: naming the field.
     """
     if recipe.backbone.name is None:
-        backbone_config(recipe.backbone)
+        backbone_config(recipe.backbone, 1)
     else:
         load_from_backbone(AutoConfig, recipe)
 
 
-def backbone_config(backbone: Backbone, **of_words: Any) -> PreTrainedConfig:
+def backbone_config(backbone: Backbone, num_items: int, **of_words: Any) -> PreTrainedConfig:
     """The configuration of a backbone that is made on the spot.
 
     Args:
         backbone: Its section of the recipe.
+        num_items: The hidden size follows from it where the recipe names none.
         of_words: The fields that follow from the tokenizer; they win over the recipe's.
 
     Raises:
@@ -148,6 +153,9 @@ def backbone_config(backbone: Backbone, **of_words: Any) -> PreTrainedConfig:
     if kind not in CONFIG_MAPPING:
         nearest = get_close_matches(kind, CONFIG_MAPPING, n=1) or ["gpt2"]
         raise InputError(f"backbone.config: there is no model_type {kind!r}; the nearest is {nearest[0]!r}")
+    name = CONFIG_MAPPING[kind].attribute_map.get("hidden_size", "hidden_size")
+    if not {name, "hidden_size"} & set(fields):
+        fields[name] = next((width for most, width in WIDTHS if num_items <= most), LARGEST_WIDTH)
     try:
         config = AutoConfig.for_model(kind, **fields)
         if backbone.layers is not None:

@@ -22,7 +22,6 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_matrix, diags
-from scipy.sparse.linalg import LinearOperator, svds
 
 from training.data.corpora import Corpora, Texts
 from training.evaluation.baselines import EASE_MAX_ITEMS, FittedBaseline, ease_weights, fit_baselines
@@ -42,6 +41,7 @@ PENALTIES, TEXT_WEIGHTS, POWERS = (10.0, 30.0, 100.0, 300.0), (0.0, 3.0, 10.0, 3
 MANY_ITEMS, PENALTY_OF_MANY, TEXT_WEIGHT_OF_MANY = 3_000, 100.0, 30.0
 SCALES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 COMPARED_USERS = 2_000
+SUBSPACE_ITERATIONS = 6
 
 
 @dataclass(frozen=True)
@@ -107,17 +107,19 @@ class Teacher:
             parts.append((self.train, self.blend.ease_weight * self.from_items))
         if len(parts) == 1:
             return fit_width(self.user_factors, self.item_factors, width)
-        # The scores are a sum of products: their leading singular vectors come without the dense matrix.
-        product = LinearOperator(
-            self.train.shape,
-            matvec=lambda x: sum(left @ (right @ x) for left, right in parts),
-            rmatvec=lambda y: sum(right.T @ (left.T @ y) for left, right in parts),
-            dtype=np.float32,
-        )
-        start = np.random.default_rng(0).normal(size=min(self.train.shape)).astype(np.float32)
-        left, values, right = svds(product, k=min(width, min(self.train.shape) - 1), v0=start)
-        root = np.sqrt(values[::-1])
-        return (left[:, ::-1] * root).astype(np.float32), (right[::-1].T * root).astype(np.float32)
+        # The scores are a sum of products: their leading singular vectors come without the dense matrix, by subspace iteration (Halko,
+        # Martinsson and Tropp, Finding structure with randomness, SIAM Review 2011).
+        kept = min(width, min(self.train.shape))
+        columns = min(kept + kept // 2 + 16, *self.train.shape)
+        start = np.random.default_rng(0).normal(size=(self.train.shape[1], columns)).astype(np.float32)
+        basis = np.linalg.qr(sum(left @ (right @ start) for left, right in parts))[0]
+        for _ in range(SUBSPACE_ITERATIONS):
+            of_items = np.linalg.qr(sum(right.T @ (left.T @ basis) for left, right in parts))[0]
+            basis = np.linalg.qr(sum(left @ (right @ of_items) for left, right in parts))[0]
+        small = sum(right.T @ (left.T @ basis) for left, right in parts).T
+        left, values, right = np.linalg.svd(small, full_matrices=False)
+        root = np.sqrt(values[:kept])
+        return (basis @ left[:, :kept] * root).astype(np.float32), (right[:kept].T * root).astype(np.float32)
 
     def logits(self, users: np.ndarray, items: np.ndarray | None = None) -> np.ndarray:
         """Unnormalised log-probabilities `(users, items)`, float32, of all items or of those with these indices."""

@@ -22,7 +22,6 @@ from training.stages.teacher import (
     leave_one_out_ridge,
     similarities,
 )
-from training.stages.terms import term_counts
 
 USERS, ITEMS = 30, 20
 GROUP_OF_USER, GROUP_OF_ITEM = np.arange(USERS) % 2, np.arange(ITEMS) % 2
@@ -125,7 +124,7 @@ def test_factors_of_a_blend_are_the_truncated_svd_of_all_its_scores(splits, widt
     teacher = blended(splits)
     users, items = teacher.factors(width)
     left, values, right = np.linalg.svd(teacher.scores(np.arange(USERS)))
-    kept = min(width, ITEMS - 1)
+    kept = min(width, ITEMS)
     assert users.shape == (USERS, kept)
     assert items.shape == (ITEMS, kept)
     np.testing.assert_allclose(users @ items.T, left[:, :kept] * values[:kept] @ right[:kept], atol=1e-3)
