@@ -1,6 +1,7 @@
 """Stage three: the recommendation head learns to rank all items, the content tower regularising.
 
 accelerate launch training/finetune.py --config sample
+accelerate launch training/finetune.py --config newer.yaml --init-from runs/older finetune.epochs=4
 """
 
 import logging
@@ -9,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 from accelerate import Accelerator
 
 from configuration.errors import InputError
@@ -19,6 +21,7 @@ from training.data.batches import layout_of
 from training.data.corpora import Corpora, open_corpora
 from training.evaluation.scoring import Validation
 from training.hub.folder import write_model_folder
+from training.pretrain import pretrain
 from training.run import Run, logged, make_accelerator, stage_fingerprint
 from training.stages.loop import train
 from training.stages.model import learn_backbone, set_attention_dropout
@@ -31,13 +34,22 @@ from training.stages.user_offsets import fit_user_offsets
 logger = logging.getLogger("training.finetune")
 
 
-def finetune(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Run:
+def finetune(
+    recipe: Recipe,
+    *,
+    frame: pd.DataFrame | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    init_from: str | Path | None = None,
+) -> Run:
     """Train the recommendation head on top of the pretrained embeddings and write `model/`.
 
     Args:
         recipe: The recipe that `pretrain` was run with; `finetune.*` fields may differ.
+        frame: With `init_from`: interactions of a notebook, instead of `recipe.data.path`.
         resume: Continue an interrupted run.
-        overwrite: Replace an earlier fine-tuning of this recipe.
+        overwrite: Replace an earlier fine-tuning of this recipe, or with `init_from` an earlier run.
+        init_from: Folder of another run that this one starts from, instead of being pretrained: for interactions that came since.
 
     Returns:
         The run; `model/` holds the epoch with the best validation NDCG@100, and what the Auto classes need.
@@ -46,6 +58,8 @@ def finetune(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -
         InputError: if there is no pretrained model, it belongs to another recipe, or the stage was run already.
     """
     run = Run.of(recipe)
+    if init_from is not None and not (resume and run.is_begun("finetune")):
+        pretrain(recipe, frame=frame, overwrite=overwrite or resume, init_from=init_from, train_language_models=False)
     start = run.checkpoints("pretrain") / "final"
     if not (start / "config.json").is_file():
         raise InputError(f"{start}: no pretrained model is there; run training/pretrain.py with the same recipe first")
@@ -136,9 +150,17 @@ def completed(
 
 def main() -> None:
     """The command line."""
+    parser = make_parser(__doc__ or "")
+    parser.add_argument(
+        "--init-from",
+        metavar="RUN",
+        help="start from another run's embeddings, by raw id, instead of pretraining: for interactions that came since",
+    )
     run_script(
-        make_parser(__doc__ or ""),
-        lambda recipe, arguments: finetune(recipe, resume=arguments.resume, overwrite=arguments.overwrite),
+        parser,
+        lambda recipe, arguments: finetune(
+            recipe, resume=arguments.resume, overwrite=arguments.overwrite, init_from=arguments.init_from
+        ),
     )
 
 

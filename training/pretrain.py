@@ -38,6 +38,7 @@ def pretrain(
     resume: bool = False,
     overwrite: bool = False,
     init_from: str | Path | None = None,
+    train_language_models: bool = True,
 ) -> Run:
     """Build the corpora and pretrain both language models.
 
@@ -46,7 +47,9 @@ def pretrain(
         frame: Interactions of a notebook, with the columns that `recipe.data` names, instead of `recipe.data.path`.
         resume: Continue an interrupted run.
         overwrite: Replace an earlier run of this recipe.
-        init_from: Folder of another run whose users and items, known by their raw ids, lend their embeddings.
+        init_from: Folder of another run whose users and items, known by their raw ids, lend their embeddings, and its
+            teacher the settings.
+        train_language_models: Whether they are trained, or left as they start.
 
     Returns:
         The run; `checkpoints/pretrain/final` holds the weights.
@@ -79,6 +82,9 @@ def pretrain(
                 run.clear("pretrain", "finetune", "teacher")
             write_text(run.folder / "recipe.yaml", dump_recipe(recipe))
         accelerator.wait_for_everyone()
+        if init_from is not None and recipe.method.distillation > 0:
+            with accelerator.main_process_first():  # fine-tuning opens it
+                run.teacher(corpora, Path(init_from))
         if init_from is None and recipe.method.initialisation == "ials":
             with accelerator.main_process_first():  # the others open what it fitted
                 teacher = run.teacher(corpora)
@@ -98,7 +104,7 @@ def pretrain(
         progress = train(
             towers,
             objectives,
-            recipe.pretrain,
+            recipe.pretrain if train_language_models else replace(recipe.pretrain, epochs=0),
             accelerator,
             seed=recipe.seed,
             folder=run.checkpoints("pretrain"),

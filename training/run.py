@@ -96,11 +96,17 @@ class Run:
         for stage in stages:
             shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
 
-    def teacher(self, corpora: Corpora) -> Teacher:
-        """The teacher of the recipe, fitted on the training split and chosen on validation; kept in `checkpoints/teacher`."""
+    def teacher(self, corpora: Corpora, like: Path | None = None) -> Teacher:
+        """The teacher of the recipe, fitted on the training split and chosen on validation; kept in `checkpoints/teacher`.
+
+        Args:
+            corpora: Of the run.
+            like: Folder of another run whose teacher's settings are taken, so that none are searched for.
+        """
         train, validation = split_matrix(corpora, "recommendation"), split_matrix(corpora, "validation")
         recipe, cache = self.recipe, self.checkpoints("teacher")
-        return fit_teacher(train, validation, corpora, recipe.method.teacher, recipe.seed, cache)
+        like = None if like is None else like / "checkpoints" / "teacher"
+        return fit_teacher(train, validation, corpora, recipe.method.teacher, recipe.seed, cache, like)
 
     def check_checkpoint(self, stage: str, corpora_fingerprint: str) -> None:
         """Refuse a stage's checkpoint of another data set, backbone or method.

@@ -582,6 +582,23 @@ def test_a_start_that_does_not_fit_is_refused_and_leaves_nothing(
     assert names(Path(store_recipe.output_dir)) == []
 
 
+def test_fine_tuning_on_top_of_another_run_needs_no_pretraining(store_recipe, store_frame, vary):
+    method = {"initialisation": "ials", "distillation": 0.5, "teacher": "blend"}
+    recipe = vary(store_recipe, method=method)
+    first = trained(recipe, store_frame[store_frame["user"] != "person 07"])
+    again = vary(recipe, name="next")
+    run = finetune(again, frame=store_frame, init_from=first.folder)
+    assert progress(run, "pretrain")["epoch"] == 0
+    assert "teacher, with another run's settings" in (run.folder / "log").read_text()
+    results = predict(again)
+    assert results["test"]["ndcg_at_100"]["value"] > 0
+    with pytest.raises(InputError, match="exists already"):
+        finetune(again, frame=store_frame, init_from=first.folder)
+    before = weights(run)
+    assert_same(weights(finetune(again, frame=store_frame, init_from=first.folder, overwrite=True)), before)
+    assert_same(weights(finetune(again, frame=store_frame, init_from=first.folder, resume=True)), before)
+
+
 # Variants of the recipe
 
 

@@ -22,9 +22,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_matrix, diags
+from threadpoolctl import threadpool_limits
 
 from training.data.corpora import Corpora, Texts
-from training.evaluation.baselines import EASE_MAX_ITEMS, FittedBaseline, ease_weights, fit_baselines
+from training.evaluation.baselines import EASE_MAX_ITEMS, FittedBaseline, ease_weights, fit_baselines, fit_ials
 from training.evaluation.ranking import evaluate_scores
 from training.files import written_whole
 from training.stages.terms import MOST_ROWS, term_counts, tf_idf
@@ -137,6 +138,7 @@ def fit_teacher(
     kind: Literal["ials", "blend"],
     seed: int,
     cache: Path,
+    like: Path | None = None,
 ) -> Teacher:
     """Fit the teacher with settings chosen on validation, or open what an earlier call for the same wrote to `cache`.
 
@@ -147,23 +149,64 @@ def fit_teacher(
         kind: What it is made of.
         seed: For iALS.
         cache: A folder of the run.
+        like: The `cache` of another run's teacher, whose settings are taken instead of being searched for; nothing where it has none.
     """
     mark = fingerprint(train, validation, corpora.texts("content"), kind, seed)
-    if not was_fitted_for(mark, cache):
+    if was_fitted_for(mark, cache):
+        tables = load_file(cache / "factors.safetensors")
+        return with_parts(Teacher(tables["users"], tables["items"], train, read_blend(cache)), corpora)
+    if like is not None and (like / "blend.json").is_file():
+        teacher = fit_again(train, validation, corpora, kind, seed, read_blend(like))
+    else:
         teacher = choose(train, validation, corpora, kind, seed)
-        with written_whole(cache) as target:
-            tables = {"users": teacher.user_factors, "items": teacher.item_factors}
-            save_file(tables, target / "factors.safetensors", metadata={"fingerprint": mark})
-            (target / "blend.json").write_text(json.dumps(asdict(teacher.blend), indent=2), encoding="utf-8")
-        return teacher
-    tables, blend = load_file(cache / "factors.safetensors"), read_blend(cache)
-    teacher = Teacher(tables["users"], tables["items"], train, blend)
+    with written_whole(cache) as target:
+        tables = {"users": teacher.user_factors, "items": teacher.item_factors}
+        save_file(tables, target / "factors.safetensors", metadata={"fingerprint": mark})
+        (target / "blend.json").write_text(json.dumps(asdict(teacher.blend), indent=2), encoding="utf-8")
+    return teacher
+
+
+def with_parts(teacher: Teacher, corpora: Corpora) -> Teacher:
+    """The teacher with those parts beside iALS that its blend weighs."""
+    blend = teacher.blend
     if blend.user_text_weight:
         kernel = similarities(term_counts(corpora).user)
         teacher = replace(teacher, from_user_text=leave_one_out_ridge(kernel, blend.ridge))
     if blend.ease_weight:
         alike = similarities(term_counts(corpora).item) if blend.ease_text_weight else None
-        teacher = replace(teacher, from_items=ease_with_texts(train, alike, blend))
+        teacher = replace(teacher, from_items=ease_with_texts(teacher.train, alike, blend))
+    return teacher
+
+
+def fit_again(
+    train: csr_matrix,
+    validation: csr_matrix,
+    corpora: Corpora,
+    kind: Literal["ials", "blend"],
+    seed: int,
+    blend: Blend,
+) -> Teacher:
+    """A teacher with settings that were chosen before, on data that have grown."""
+    if kind == "ials":
+        blend = replace(blend, user_text_weight=0.0, ease_weight=0.0)
+    counts = term_counts(corpora)
+    if not has_texts(counts.user, "user"):
+        blend = replace(blend, user_text_weight=0.0)
+    if not has_texts(counts.item, "item"):
+        blend = replace(blend, ease_text_weight=0.0)
+    if blend.ease_weight and not num_items_fit(train.shape[1]):
+        blend = replace(blend, ease_weight=0.0)
+    compared = np.flatnonzero(np.diff(validation.indptr))
+    compared = np.sort(np.random.default_rng(seed).permutation(compared)[:COMPARED_USERS])
+    with threadpool_limits(limits=1, user_api="blas"):
+        users, items = (np.ascontiguousarray(table) for table in fit_ials(train, seed=seed, **blend.ials))
+    teacher = with_parts(Teacher(users, items, train, blend), corpora)
+    alone = evaluate_scores(lambda rows: users[rows] @ items.T, compared, train, validation).ndcg_at_100
+    whole = evaluate_scores(teacher.scores, compared, train, validation).ndcg_at_100
+    reached = [float(values.mean()) if len(values) else 0.0 for values in (alone, whole)]
+    blend = replace(blend, ials_validation_ndcg_at_100=reached[0], validation_ndcg_at_100=reached[1])
+    teacher = replace(teacher, blend=replace(blend, scale=best_scale(teacher, compared, validation)))
+    logger.info("teacher, with another run's settings: validation NDCG@100 %.4f", reached[1])
     return teacher
 
 

@@ -8,6 +8,7 @@ from scipy.sparse import csr_matrix
 
 from training.data.corpora import ITEM_TEXT, USER_TEXT, Texts
 from training.data.ragged import Ragged
+from training.evaluation.baselines import fit_ials
 from training.stages import teacher as teacher_module
 from training.stages.teacher import (
     SCALES,
@@ -254,6 +255,32 @@ def test_without_texts_the_blend_is_of_ials_and_ease(make, fits):
     assert (blend.user_text_weight, blend.ease_text_weight, blend.ials) == (0.0, 0.0, {"factors": 3})
     assert blend.ease_weight > 0
     assert blend.validation_ndcg_at_100 > make("ials").blend.validation_ndcg_at_100 + 0.05
+
+
+def test_another_runs_settings_are_taken_and_none_are_searched_for(make, splits, texts, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(teacher_module, "RIDGES", (3.0,))
+    settings = {"factors": 4, "regularization": 1.0, "alpha": 8.0, "iterations": 3}
+
+    def fit_baselines(train, validation, names, seed):
+        found = fit_ials(train, seed=seed, **settings)
+        return {"ials": SimpleNamespace(factors=found, settings=settings, validation_ndcg_at_100=0.25)}
+
+    monkeypatch.setattr(teacher_module, "fit_baselines", fit_baselines)
+    chosen = make()
+    monkeypatch.setattr(teacher_module, "choose", lambda *given: pytest.fail("searched"))
+    opened = fit_teacher(*splits, corpora_of(texts), "blend", 0, tmp_path / "other", tmp_path / "teacher")
+    np.testing.assert_allclose(opened.scores(np.arange(USERS)), chosen.scores(np.arange(USERS)), rtol=1e-4, atol=1e-4)
+    assert replace(opened.blend, ials_validation_ndcg_at_100=0.25) == chosen.blend
+    fewer = csr_matrix(splits[0].toarray() * (np.arange(USERS) > 4)[:, None])
+    other = fit_teacher(fewer, splits[1], corpora_of(texts), "blend", 0, tmp_path / "fewer", tmp_path / "teacher")
+    assert other.blend.ease_text_weight == chosen.blend.ease_text_weight
+    assert not other.train[0].nnz
+    plain = fit_teacher(fewer, splits[1], corpora_of(texts), "ials", 0, tmp_path / "plain", tmp_path / "teacher")
+    assert plain.from_items is None
+    assert (plain.blend.ease_weight, plain.blend.user_text_weight) == (0.0, 0.0)
+    none = Texts(Ragged.from_lists([]), *(np.empty(0, np.int64) for _ in range(4)))
+    silent = fit_teacher(fewer, splits[1], corpora_of(none), "blend", 0, tmp_path / "silent", tmp_path / "teacher")
+    assert (silent.blend.ease_text_weight, silent.blend.user_text_weight) == (0.0, 0.0)
 
 
 def test_the_ials_of_a_teacher_is_a_baseline(make, fits, tmp_path):
