@@ -25,7 +25,7 @@ from scipy.sparse import csr_matrix, diags
 from threadpoolctl import threadpool_limits
 
 from training.data.corpora import Corpora, Texts
-from training.evaluation.baselines import EASE_MAX_ITEMS, FittedBaseline, ease_weights, fit_baselines, fit_ials
+from training.evaluation.baselines import FittedBaseline, ease_weights, fit_baselines, fit_ials
 from training.evaluation.ranking import evaluate_scores
 from training.files import written_whole
 from training.stages.terms import MOST_ROWS, term_counts, tf_idf
@@ -39,7 +39,8 @@ EASE_WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 USUAL_EASE_WEIGHT = 0.05
 # Of EASE: the penalty, what the items' texts weigh beside the interactions, and the power of its length that a history is divided by.
 PENALTIES, TEXT_WEIGHTS, POWERS = (10.0, 30.0, 100.0, 300.0), (0.0, 3.0, 10.0, 30.0, 100.0, 300.0), (0.0, 0.5)
-MANY_ITEMS, PENALTY_OF_MANY, TEXT_WEIGHT_OF_MANY = 3_000, 100.0, 30.0
+# EASE is fitted for every setting; of more items it would take long, and what it adds is more than a state holds.
+MOST_ITEMS = 4_000
 SCALES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 COMPARED_USERS = 2_000
 SUBSPACE_ITERATIONS = 6
@@ -291,7 +292,7 @@ def choose(
             settings = replace(teacher.blend, ease_weight=USUAL_EASE_WEIGHT)
             with_ease = best(
                 replace(teacher, from_items=ease_with_texts(train, alike, blend), blend=blend)
-                for blend in ease_settings(settings, train.shape[1], alike is not None)
+                for blend in ease_settings(settings, alike is not None)
             )
             teacher = best(
                 replace(with_ease, blend=replace(with_ease.blend, ease_weight=weight)) for weight in EASE_WEIGHTS
@@ -342,18 +343,14 @@ def leave_one_out_ridge(kernel: np.ndarray, ridge: float) -> np.ndarray:
 
 
 def num_items_fit(num_items: int) -> bool:
-    """Whether EASE's matrix over items is small enough, as for the baseline."""
-    if num_items > EASE_MAX_ITEMS:
-        logger.info("teacher: ease is left out, %d items are more than %d", num_items, EASE_MAX_ITEMS)
-    return num_items <= EASE_MAX_ITEMS
+    """Whether there are few enough items for EASE to be a part of the blend."""
+    if num_items > MOST_ITEMS:
+        logger.info("teacher: ease is left out, %d items are more than %d", num_items, MOST_ITEMS)
+    return num_items <= MOST_ITEMS
 
 
-def ease_settings(blend: Blend, num_items: int, has_texts: bool) -> Iterator[Blend]:
-    """The settings of EASE to choose from; of many items, for which it takes minutes, the usual ones."""
-    if num_items > MANY_ITEMS:
-        text_weight = TEXT_WEIGHT_OF_MANY if has_texts else 0.0
-        yield replace(blend, ease_penalty=PENALTY_OF_MANY, ease_text_weight=text_weight)
-        return
+def ease_settings(blend: Blend, has_texts: bool) -> Iterator[Blend]:
+    """The settings of EASE to choose from."""
     for penalty, weight, power in itertools.product(PENALTIES, TEXT_WEIGHTS if has_texts else (0.0,), POWERS):
         yield replace(blend, ease_penalty=penalty, ease_text_weight=weight, ease_power=power)
 
