@@ -95,6 +95,8 @@ class RecommendationPipeline(Pipeline):
             self.titles.append(record.get("title") or "")
         self.item_index = index_of(self.item_ids, self.items_file, model.config.num_items, "items")
         super().__init__(model, *args, **kwargs)
+        if getattr(model, "tokenizer", None) is None:
+            model.tokenizer = self.tokenizer  # opened already
 
     @cached_property
     def users(self) -> tuple[dict[Any, int], list[array]]:

@@ -93,6 +93,17 @@ def well_read(complete, tmp_path_factory):
     return folder
 
 
+def test_texts_are_read_with_the_pipelines_own_tokenizer(well_read):
+    recommend = pipeline("recommendation", model=str(well_read), trust_remote_code=True)
+    assert recommend.model.tokenizer is recommend.tokenizer
+    other = object()
+    recommend.model.tokenizer = other
+    again = pipeline(
+        "recommendation", model=recommend.model, tokenizer=recommend.tokenizer, items=well_read / "items.jsonl"
+    )
+    assert again.model.tokenizer is other
+
+
 @pytest.fixture
 def changing(well_read):
     return pipeline("recommendation", model=str(well_read), trust_remote_code=True)

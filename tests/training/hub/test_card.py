@@ -517,3 +517,20 @@ def test_the_page_says_that_known_users_states_were_moved(results, recipe):
     assert moved not in card_text(results, recipe, repo_id="me/store", user_embeddings=False)
     del results["model"]["parts"]["user_offsets"]
     assert moved not in card_text(results, recipe, repo_id="me/store")
+
+
+def test_the_page_says_who_else_reads_a_text(results, recipe):
+    read = "in words, whose terms count and what the backbone makes of them, alone or beside a history"
+    assert read not in card_text(results, recipe, repo_id="me/store")
+    assert read in card_text(
+        results, replace(recipe, method=replace(recipe.method, text_states=True)), repo_id="me/store"
+    )
+
+
+def test_the_page_names_what_the_teacher_is_made_of(results, recipe):
+    taught = replace(recipe, method=replace(recipe.method, distillation=0.5, teacher="blend"))
+    assert "a teacher, iALS blended with EASE and with what the texts say, fitted" in card_text(
+        results, taught, repo_id="me/store"
+    )
+    results["data"]["counts"] |= dict.fromkeys(("reviews", "item_texts", "user_texts"), 0)
+    assert "a teacher, iALS blended with EASE, fitted" in card_text(results, taught, repo_id="me/store")
