@@ -19,6 +19,7 @@ from transformers import (
 
 from configuration.errors import InputError
 from configuration.load import load_recipe, recipe_from_dict
+from modeling_cllm4rec import CLLM4RecForRecommendation
 from training.data.corpora import open_corpora
 from training.finetune import finetune
 from training.hub.folder import published_recipe
@@ -26,6 +27,7 @@ from training.predict import predict
 from training.pretrain import pretrain
 from training.run import Run
 from training.stages import loop
+from training.stages.model import learn_backbone
 
 TIMES = ("seconds", "documents_per_second")
 FIGURES = ("ndcg_at_100", "recall_at_20", "recall_at_40")
@@ -647,6 +649,18 @@ def test_backbone_and_words_learn_only_where_the_recipe_says_full(store_recipe, 
 
 
 # peft asks the backbone for a property that transformers is about to rename
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_lora_starts_alike_whatever_was_drawn_before(store_recipe, store_run, vary):
+    recipe, starts = vary(store_recipe, backbone={"train": "lora"}), []
+    for drawn in (1, 2):
+        model = CLLM4RecForRecommendation.from_pretrained(store_run.run.model)
+        torch.manual_seed(drawn)
+        learn_backbone(recipe, model)
+        starts.append({name: value for name, value in model.state_dict().items() if "lora_A" in name})
+    assert starts[0]
+    assert_same(*starts)
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_lora_learns_and_the_folder_holds_merged_weights(store_recipe, store_frame, vary):
     recipe = vary(store_recipe, backbone={"train": "lora", "lora_rank": 2})

@@ -174,6 +174,7 @@ def learn_backbone(recipe: Recipe, model: CLLM4RecForRecommendation) -> None:
         return
     from peft import LoraConfig, get_peft_model
 
+    set_seed(recipe.seed)  # the updates start alike in every process, and again on the next day
     rank, backbone = recipe.backbone.lora_rank, model.model.backbone
     transposed = any(isinstance(module, Conv1D) for module in backbone.modules())  # GPT-2's linear layers
     linear = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", fan_in_fan_out=transposed)
