@@ -157,7 +157,7 @@ class TextMap(nn.Module):
         """Pooled states `(texts, width)` by what is usual for texts of a kind, of length 1; 0 where there is none."""
         assert self.state_mean is not None
         assert self.state_spread is not None
-        unlike = (pooled - self.state_mean[kind].float()) / self.state_spread[kind].float()
+        unlike = (pooled.to(self.state_mean.device) - self.state_mean[kind].float()) / self.state_spread[kind].float()
         return nn.functional.normalize(unlike.nan_to_num(), dim=1)
 
     def mapped(self, texts: Sequence[str], weight: torch.Tensor, states: torch.Tensor | None = None) -> torch.Tensor:
