@@ -39,8 +39,8 @@ EASE_WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 USUAL_EASE_WEIGHT = 0.05
 # Of EASE: the penalty, what the items' texts weigh beside the interactions, and the power of its length that a history is divided by.
 PENALTIES, TEXT_WEIGHTS, POWERS = (10.0, 30.0, 100.0, 300.0), (0.0, 3.0, 10.0, 30.0, 100.0, 300.0), (0.0, 0.5)
-# EASE is fitted for every setting; of more items it would take long, and what it adds is more than a state holds.
-MOST_ITEMS = 4_000
+# Of more items EASE is fitted with one setting, and where there are no texts not at all: what it adds is more than a state holds.
+MANY_ITEMS, SETTING_OF_MANY = 4_000, (100.0, 100.0, 0.5)
 SCALES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 COMPARED_USERS = 2_000
 SUBSPACE_ITERATIONS = 6
@@ -193,9 +193,10 @@ def fit_again(
     counts = term_counts(corpora)
     if not has_texts(counts.user, "user"):
         blend = replace(blend, user_text_weight=0.0)
-    if not has_texts(counts.item, "item"):
+    items_have_texts = has_texts(counts.item, "item")
+    if not items_have_texts:
         blend = replace(blend, ease_text_weight=0.0)
-    if blend.ease_weight and not num_items_fit(train.shape[1]):
+    if blend.ease_weight and not ease_fits(train.shape[1], items_have_texts):
         blend = replace(blend, ease_weight=0.0)
     compared = np.flatnonzero(np.diff(validation.indptr))
     compared = np.sort(np.random.default_rng(seed).permutation(compared)[:COMPARED_USERS])
@@ -287,12 +288,12 @@ def choose(
                 for candidate in candidates
                 for weight in USER_TEXT_WEIGHTS
             )
-        if num_items_fit(train.shape[1]):
-            alike = similarities(counts.item) if has_texts(counts.item, "item") else None
+        alike = similarities(counts.item) if has_texts(counts.item, "item") else None
+        if ease_fits(train.shape[1], alike is not None):
             settings = replace(teacher.blend, ease_weight=USUAL_EASE_WEIGHT)
             with_ease = best(
                 replace(teacher, from_items=ease_with_texts(train, alike, blend), blend=blend)
-                for blend in ease_settings(settings, alike is not None)
+                for blend in ease_settings(settings, train.shape[1], alike is not None)
             )
             teacher = best(
                 replace(with_ease, blend=replace(with_ease.blend, ease_weight=weight)) for weight in EASE_WEIGHTS
@@ -342,16 +343,18 @@ def leave_one_out_ridge(kernel: np.ndarray, ridge: float) -> np.ndarray:
     return (hat / np.maximum(1 - own, 1e-3)[:, None]).astype(np.float32)
 
 
-def num_items_fit(num_items: int) -> bool:
-    """Whether there are few enough items for EASE to be a part of the blend."""
-    if num_items > MOST_ITEMS:
-        logger.info("teacher: ease is left out, %d items are more than %d", num_items, MOST_ITEMS)
-    return num_items <= MOST_ITEMS
+def ease_fits(num_items: int, has_texts: bool) -> bool:
+    """Whether EASE is a part of the blend."""
+    fits = has_texts or num_items <= MANY_ITEMS
+    if not fits:
+        logger.info("teacher: ease is left out, %d items without texts are more than %d", num_items, MANY_ITEMS)
+    return fits
 
 
-def ease_settings(blend: Blend, has_texts: bool) -> Iterator[Blend]:
+def ease_settings(blend: Blend, num_items: int, has_texts: bool) -> Iterator[Blend]:
     """The settings of EASE to choose from."""
-    for penalty, weight, power in itertools.product(PENALTIES, TEXT_WEIGHTS if has_texts else (0.0,), POWERS):
+    settings = itertools.product(PENALTIES, TEXT_WEIGHTS if has_texts else (0.0,), POWERS)
+    for penalty, weight, power in [SETTING_OF_MANY] if num_items > MANY_ITEMS else settings:
         yield replace(blend, ease_penalty=penalty, ease_text_weight=weight, ease_power=power)
 
 

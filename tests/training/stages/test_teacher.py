@@ -183,17 +183,21 @@ def test_long_histories_weigh_less_by_a_power_of_their_length(splits):
 
 def test_weights_of_texts_are_tried_where_there_are_texts():
     start = Blend({}, 0.0, 0.0, ease_weight=0.05)
-    assert len({*map(str, ease_settings(start, True))}) == 48
-    assert [blend.ease_text_weight for blend in ease_settings(start, False)] == [0.0] * 8
+    assert len({*map(str, ease_settings(start, 4_000, True))}) == 48
+    assert [blend.ease_text_weight for blend in ease_settings(start, 4_000, False)] == [0.0] * 8
+    (one,) = ease_settings(start, 4_001, True)
+    assert (one.ease_penalty, one.ease_text_weight, one.ease_power, one.ease_weight) == (100.0, 100.0, 0.5, 0.05)
 
 
-def test_ease_is_left_out_where_there_are_too_many_items(make, fits, monkeypatch, caplog):
-    monkeypatch.setattr(teacher_module, "MOST_ITEMS", ITEMS - 1)
+@pytest.mark.parametrize("has_texts", [True, False])
+def test_of_many_items_ease_is_left_out_where_there_are_no_texts(make, fits, texts, monkeypatch, caplog, has_texts):
+    monkeypatch.setattr(teacher_module, "MANY_ITEMS", ITEMS - 1)
+    none = Texts(Ragged.from_lists([]), *(np.empty(0, np.int64) for _ in range(4)))
     with caplog.at_level(logging.INFO, "training"):
-        teacher = make()
-    assert teacher.from_items is None
-    assert teacher.blend.ease_weight == 0
-    assert f"ease is left out, {ITEMS} items are more than {ITEMS - 1}" in caplog.text
+        teacher = make(texts=texts if has_texts else none)
+    assert (teacher.from_items is not None) == has_texts
+    assert (teacher.blend.ease_penalty, teacher.blend.ease_text_weight) == ((100.0, 100.0) if has_texts else (0.0, 0.0))
+    assert (f"ease is left out, {ITEMS} items without texts are more than {ITEMS - 1}" in caplog.text) != has_texts
 
 
 def test_the_scale_is_the_one_under_which_what_was_held_out_is_likeliest():
