@@ -99,7 +99,9 @@ def blends(recipe: Recipe) -> dict[str, np.ndarray]:
     users, seen = np.flatnonzero(np.diff(test.indptr)), (train + validation).tocsr()
     no_factors = replace(blend, user_factors=0 * blend.user_factors, item_factors=0 * blend.item_factors)
     has_texts = len(corpora.texts("content")) > 0
-    models = {"iALS, EASE and texts" if has_texts else "iALS and EASE": blend}
+    models: dict[str, Teacher] = {}
+    if blend.blend.user_text_weight or blend.blend.ease_weight:
+        models["iALS, EASE and texts" if has_texts else "iALS and EASE"] = blend
     if blend.from_items is not None:
         label = "EASE with texts" if blend.blend.ease_text_weight else "EASE of the blend"
         models[label] = replace(no_factors, blend=Blend({}, 0.0, 0.0, ease_weight=1.0))
