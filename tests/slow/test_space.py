@@ -245,6 +245,7 @@ def test_a_visit_by_mouse(visit, recommend):
     wait_for_history(page, "i5", expected[0]["item"])
     expected = recommend(history=["i5", expected[0]["item"]])
     assert [name for name, _ in shown(page)] == names(expected)
+    page.wait_for_function("document.getAnimations().every(animation => animation.playState !== 'running')")
     widths = [bar.bounding_box()["width"] for bar in page.locator("#ranking .bar > span").all()]
     assert widths == sorted(widths, reverse=True)
     assert widths[0] == pytest.approx(page.locator("#ranking .bar").first.bounding_box()["width"], abs=1)
@@ -283,6 +284,7 @@ def test_the_map_marks_the_visit_and_names_what_one_points_at(visit):
     assert "lit" in page.locator(f"#plane .pin.numbered[data-index='{first}']").get_attribute("class")
 
     mark = page.locator("#plane .pin.small").last
+    mark.scroll_into_view_if_needed()
     index, middle = mark.get_attribute("data-index"), mark.bounding_box()
     page.mouse.move(middle["x"] + middle["width"] / 2, middle["y"] + middle["height"] / 2)
     page.wait_for_selector("#plane .tip:visible")
