@@ -222,6 +222,10 @@ class Recipe:
     name: str = knob("name of the recipe and of the run's folder", "run")
     output_dir: str = knob("folder that holds the runs", "runs")
     seed: int = knob("every random choice of the run flows from it", 42)
+    refit: bool = knob(
+        "train on the validation and test pairs too, with what the finished run of the same recipe without it chose; --refit sets it",
+        False,
+    )
     device: str = knob("auto, cpu, cuda, cuda:1, mps …", "auto")
     tracker: str = knob("a tracker of Accelerate (tensorboard, wandb, …) or none", "tensorboard")
     license: str | None = knob("licence of the trained model, for its card (an identifier of the Hub)")

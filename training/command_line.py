@@ -15,9 +15,14 @@ from configuration.recipe import Recipe
 
 
 def make_parser(description: str, *, stage: bool = True) -> argparse.ArgumentParser:
-    """A parser with the recipe's arguments and, for a stage, `--resume` and `--overwrite`."""
+    """A parser with the recipe's arguments, `--refit` and, for a stage, `--resume` and `--overwrite`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
+    parser.add_argument(
+        "--refit",
+        action="store_true",
+        help="train again on all pairs, held-out ones too, with what the finished run of this recipe chose; in a folder of its own",
+    )
     if stage:
         parser.add_argument(
             "--resume", action="store_true", help="continue after the last whole epoch, to the same numbers"
@@ -32,6 +37,8 @@ def run_script(parser: argparse.ArgumentParser, function: Callable[[Recipe, argp
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     arguments = parser.parse_intermixed_args()
+    if arguments.refit:
+        arguments.overrides = [*arguments.overrides, "refit=true"]
     run_plainly(lambda: function(recipe_from_arguments(arguments), arguments))
 
 

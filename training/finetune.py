@@ -4,11 +4,13 @@ accelerate launch training/finetune.py --config sample
 accelerate launch training/finetune.py --config newer.yaml --init-from runs/older finetune.epochs=4
 """
 
+import json
 import logging
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from accelerate import Accelerator
@@ -20,6 +22,7 @@ from training.command_line import make_parser, run_script
 from training.data.batches import layout_of
 from training.data.corpora import Corpora, open_corpora
 from training.evaluation.scoring import Validation
+from training.files import write_text
 from training.hub.folder import write_model_folder
 from training.pretrain import pretrain
 from training.run import Run, logged, make_accelerator, stage_fingerprint
@@ -58,6 +61,7 @@ def finetune(
         InputError: if there is no pretrained model, it belongs to another recipe, or the stage was run already.
     """
     run = Run.of(recipe)
+    chosen = run.chosen()
     if init_from is not None and not (resume and run.is_begun("finetune")):
         pretrain(recipe, frame=frame, overwrite=overwrite or resume, init_from=init_from, train_language_models=False)
     start = run.checkpoints("pretrain") / "final"
@@ -106,46 +110,72 @@ def finetune(
             seed=recipe.seed,
             folder=run.checkpoints("finetune"),
             fingerprint=stage_fingerprint(recipe, mark, "finetune"),
-            validate=Validation(model, corpora, recipe, accelerator),
+            validate=None if recipe.refit else Validation(model, corpora, recipe, accelerator),
             resume=resume,
+            stop_after=None if chosen is None else chosen.best_epoch("finetune"),
         )
         if accelerator.is_main_process:
             best = run.checkpoints("finetune") / "best" if progress.epoch else start
             with tempfile.TemporaryDirectory(dir=run.folder, prefix=".completed-") as temporary:
-                best = completed(best, Path(temporary), corpora, recipe, accelerator, teacher)
+                best, choices = completed(best, Path(temporary), corpora, recipe, accelerator, teacher, chosen)
                 write_model_folder(best, run.model, corpora, recipe)
+                write_text(run.choices, json.dumps(choices, indent=2))
             run.note_stage("finetune", progress, time.perf_counter() - started)
             logger.info(
-                "fine-tuning: %d epochs in %.0f s, best validation NDCG@100 %.4f in epoch %d; model in %s",
-                progress.epoch, time.perf_counter() - started, progress.best_ndcg_at_100, progress.best_epoch, run.model,
-            )  # fmt: skip
+                "fine-tuning: %d epochs in %.0f s, %s; model in %s",
+                progress.epoch,
+                time.perf_counter() - started,
+                f"on all pairs, as many as {chosen.folder} chose"
+                if chosen is not None
+                else f"best validation NDCG@100 {progress.best_ndcg_at_100:.4f} in epoch {progress.best_epoch}",
+                run.model,
+            )
     return run
 
 
 def completed(
-    weights: Path, folder: Path, corpora: Corpora, recipe: Recipe, accelerator: Accelerator, teacher: Teacher | None
-) -> Path:
+    weights: Path,
+    folder: Path,
+    corpora: Corpora,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    teacher: Teacher | None,
+    chosen: Run | None,
+) -> tuple[Path, dict[str, Any]]:
     """Write weights to `folder` with what is fitted in closed form when training has ended: the text map and the users' offsets.
 
     Returns:
-        The folder that holds the model now, which is `weights` where there is nothing to add.
+        The folder that holds the model now, which is `weights` where there is nothing to add; and what validation chose: `text_map`
+        with `weight_beside_history`, `user_offsets` with `teacher_share` and `text_weight`, each None where there is none. Of a refit
+        it is what the run that it follows chose.
     """
+    choices: dict[str, Any] = {"text_map": None, "user_offsets": None}
     if not (recipe.method.text_map or recipe.method.user_offsets):
-        return weights
+        return weights, choices
+    theirs = choices if chosen is None else json.loads(chosen.choices.read_text(encoding="utf-8"))
     model = CLLM4RecForRecommendation.from_pretrained(
         weights, attn_implementation=recipe.backbone.attn_implementation
     ).to(accelerator.device)
     text_map = None
     if recipe.method.text_map:
-        text_map = fit_text_map(model, corpora, recipe.seed, text_states=recipe.method.text_states)
+        known = theirs["text_map"] and theirs["text_map"]["weight_beside_history"]
+        text_map = fit_text_map(model, corpora, recipe.seed, text_states=recipe.method.text_states, weight=known)
+    if text_map is not None:
+        choices["text_map"] = {"weight_beside_history": text_map.weight_beside_history}
     offsets = None
-    if recipe.method.user_offsets:
+    if recipe.method.user_offsets and (chosen is None or theirs["user_offsets"] is not None):
         said = None if text_map is None else text_map.said
-        offsets = fit_user_offsets(model, corpora, teacher, said, recipe.seed)
+        known = theirs["user_offsets"] and (
+            theirs["user_offsets"]["teacher_share"],
+            theirs["user_offsets"]["text_weight"],
+        )
+        offsets = fit_user_offsets(model, corpora, teacher, said, recipe.seed, weights=known)
+    if offsets is not None:
+        choices["user_offsets"] = {"teacher_share": offsets.teacher_share, "text_weight": offsets.text_weight}
     if text_map is None and offsets is None:
-        return weights
+        return weights, choices
     model.save_pretrained(folder)
-    return folder
+    return folder, choices
 
 
 def main() -> None:

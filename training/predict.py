@@ -16,7 +16,7 @@ from configuration.recipe import Recipe
 from training.command_line import make_parser, run_script
 from training.data.corpora import open_corpora
 from training.evaluation.examples import example_histories, show_examples
-from training.evaluation.measure import draw_pictures, measure_run, rank_everyone, training_record
+from training.evaluation.measure import draw_pictures, measure_run, rank_everyone, refit_record, training_record
 from training.evaluation.results import metrics_table
 from training.files import write_text
 from training.hub.folder import complete_model_folder
@@ -36,7 +36,7 @@ def predict(
 ) -> dict[str, Any]:
     """Measure the trained model on validation and test, compare, and write what a reader wants to see.
 
-    The only function that reads the test split. It opens `model/` as any stranger would, through the Auto classes. Several
+    The only function that reads the test split; of a refit, which has none, the figures are those of the run that it follows. It opens `model/` as any stranger would, through the Auto classes. Several
     processes share the ranking of all users; the first goes on alone with everything else.
 
     Args:
@@ -56,6 +56,7 @@ def predict(
         InputError: if there is no trained model, it belongs to another recipe, or predictions or results are there already.
     """
     run = Run.of(recipe)
+    chosen = run.chosen()
     if not (run.model / "config.json").is_file():
         raise InputError(
             f"{run.model}: no trained model is there; run training/pretrain.py and training/finetune.py first"
@@ -81,17 +82,22 @@ def predict(
         if not accelerator.is_main_process:
             return {}
         results: dict[str, Any] = {"recipe": asdict(recipe), "seed": recipe.seed, "data": corpora.info}
-        results |= measure_run(model, corpora, recipe, run, accelerator, parts, histories)
-        results |= training_record(run, time.perf_counter() - started)
-        draw_pictures(model, corpora, run)
+        if chosen is None:
+            results |= measure_run(model, corpora, recipe, run, accelerator, parts, histories)
+            results |= training_record(run, time.perf_counter() - started)
+        else:
+            results |= refit_record(model, corpora, recipe, run, chosen, histories, time.perf_counter() - started)
+        draw_pictures(model, corpora, run, chosen or run)
         write_text(run.folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False))
         complete_model_folder(run.model, run.folder / "pictures", corpora, recipe, results)
+        if chosen is not None:
+            logger.info("figures of %s, which held pairs out; this model was trained on all of them:", chosen.folder)
         logger.info("\n%s", metrics_table(results))
         logger.info("\n%s", show_examples(results["examples"], corpora))
         logger.info(
             "\n%.0f s in all, %.1f GB at the most. Figures: %s; pictures: %s; open %s with "
             "AutoModelForSequenceClassification.from_pretrained(…, trust_remote_code=True)",
-            results["seconds"], results["peak_memory_bytes"] / 1e9, run.folder / "results.json", run.folder / "pictures", run.model,
+            (results.get("refit") or results)["seconds"], results["peak_memory_bytes"] / 1e9, run.folder / "results.json", run.folder / "pictures", run.model,
         )  # fmt: skip
         if push_to_hub is not None:
             try:

@@ -3,6 +3,7 @@
 accelerate launch training/pretrain.py --config sample
 """
 
+import json
 import logging
 import time
 from dataclasses import replace
@@ -60,11 +61,13 @@ def pretrain(
     run = Run.of(recipe)
     run.check_free("pretrain", resume=resume, overwrite=overwrite)
     check_backbone(recipe)
+    chosen = run.chosen()
+    run.check_start(init_from)
     accelerator = make_accelerator(recipe, recipe.pretrain, run.folder)
     started = time.perf_counter()
     interactions = None
     if accelerator.is_main_process:
-        interactions = build_interactions(read_tables(recipe.data, frame), recipe.data, recipe.seed)
+        interactions = build_interactions(read_tables(recipe.data, frame), recipe.data, recipe.seed, refit=recipe.refit)
         if resume:
             run.check_checkpoint("pretrain", expected_fingerprint(run.corpora, recipe, interactions.source))
     with logged(run, accelerator):
@@ -81,6 +84,8 @@ def pretrain(
                 # A teacher may be left of a run on other data that broke off early.
                 run.clear("pretrain", "finetune", "teacher")
             write_text(run.folder / "recipe.yaml", dump_recipe(recipe))
+            if init_from is not None:
+                write_text(run.start, json.dumps({"init_from": str(init_from)}))
         accelerator.wait_for_everyone()
         if init_from is not None and recipe.method.distillation > 0:
             with accelerator.main_process_first():  # fine-tuning opens it
@@ -109,8 +114,9 @@ def pretrain(
             seed=recipe.seed,
             folder=run.checkpoints("pretrain"),
             fingerprint=stage_fingerprint(recipe, corpora.info["fingerprint"], "pretrain"),
-            validate=Validation(model, corpora, recipe, accelerator),
+            validate=None if recipe.refit else Validation(model, corpora, recipe, accelerator),
             resume=resume,
+            stop_after=None if chosen is None else len(chosen.epochs("pretrain")),
         )
         save_weights(accelerator, towers, run.checkpoints("pretrain") / "final")
         if accelerator.is_main_process:

@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from accelerate.state import AcceleratorState
 from configuration.errors import InputError
 from configuration.load import fingerprint
 from configuration.recipe import Recipe, Stage
-from training.data.corpora import Corpora, build_corpora
+from training.data.corpora import Corpora, build_corpora, open_corpora
 from training.data.interactions import VALIDATION, Interactions
 from training.evaluation.scoring import split_matrix
 from training.files import unwritable, write_text
@@ -59,9 +59,39 @@ class Run:
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Run":
-        """`output_dir/name`, with the seed behind it where it is not the default one."""
+        """`output_dir/name`, with the seed behind it where it is not the default one, and `-refit` behind that of a refit."""
         seed = "" if recipe.seed == DEFAULT_SEED else f"-seed{recipe.seed}"
-        return cls(recipe, Path(recipe.output_dir) / f"{recipe.name}{seed}")
+        return cls(recipe, Path(recipe.output_dir) / f"{recipe.name}{seed}{'-refit' if recipe.refit else ''}")
+
+    def chosen(self) -> "Run | None":
+        """Of a refit the finished run whose choices it follows, the same recipe with a validation split; of another run None.
+
+        Raises:
+            InputError: if that run is not there, not finished, or of other data or another recipe.
+        """
+        if not self.recipe.refit:
+            return None
+        run = Run.of(replace(self.recipe, refit=False))
+        if not ((run.folder / "results.json").is_file() and run.choices.is_file()):
+            raise InputError(
+                f"refit: it follows what {run.folder} chose on validation, but no finished run is there; run training/pretrain.py, "
+                "finetune.py and predict.py of the same recipe first, without --refit (--overwrite if an earlier version ran them)"
+            )
+        for stage in ("pretrain", "finetune"):
+            run.check_checkpoint(stage, open_corpora(run.corpora).fingerprint_with(run.recipe))
+        return run
+
+    def check_start(self, init_from: str | Path | None) -> None:
+        """Refuse a refit that does not start where the run that it follows did.
+
+        Raises:
+            InputError: saying with which `--init-from` it has to be run.
+        """
+        chosen = self.chosen()
+        theirs = None if chosen is None or not chosen.start.is_file() else json.loads(chosen.start.read_text("utf-8"))
+        if chosen is not None and (theirs is None) != (init_from is None):
+            remedy = "leave --init-from out" if theirs is None else f"add --init-from {theirs['init_from']}"
+            raise InputError(f"refit: it starts as {chosen.folder} did, which it follows; {remedy}")
 
     @property
     def corpora(self) -> Path:
@@ -72,6 +102,16 @@ class Run:
     def model(self) -> Path:
         """The folder that the Auto classes open."""
         return self.folder / "model"
+
+    @property
+    def start(self) -> Path:
+        """The file that names the run that this one started from, where there is one (`--init-from`)."""
+        return self.checkpoints("pretrain") / "start.json"
+
+    @property
+    def choices(self) -> Path:
+        """The file that says what validation chose when fine-tuning had ended."""
+        return self.checkpoints("finetune") / "choices.json"
 
     def checkpoints(self, stage: str) -> Path:
         """Folder of a stage's checkpoints."""
@@ -101,8 +141,15 @@ class Run:
 
         Args:
             corpora: Of the run.
-            like: Folder of another run whose teacher's settings are taken, so that none are searched for.
+            like: Folder of another run whose teacher's settings are taken, so that none are searched for; of a refit it is the run
+                that it follows.
         """
+        chosen = self.chosen()
+        if chosen is not None and not (chosen.checkpoints("teacher") / "blend.json").is_file():
+            raise InputError(
+                f"refit: {chosen.checkpoints('teacher')} is gone, whose settings it takes; run {chosen.folder} again"
+            )
+        like = chosen.folder if chosen is not None else like
         train, validation = split_matrix(corpora, "recommendation"), split_matrix(corpora, "validation")
         recipe, cache = self.recipe, self.checkpoints("teacher")
         like = None if like is None else like / "checkpoints" / "teacher"
@@ -134,6 +181,11 @@ class Run:
         # Without an epoch the loop has written none, and the next stage looks at its fingerprint.
         write_text(self.checkpoints(stage) / "progress.json", json.dumps(asdict(progress), indent=2))
         write_text(path, json.dumps(cost, indent=2))
+
+    def best_epoch(self, stage: str) -> int:
+        """The epoch of a stage with the best validation NDCG@100; 0 where it has none."""
+        path = self.checkpoints(stage) / "progress.json"
+        return int(json.loads(path.read_text(encoding="utf-8"))["best_epoch"]) if path.is_file() else 0
 
     def epochs(self, stage: str) -> list[dict[str, Any]]:
         """The record of each epoch of a stage."""
@@ -243,7 +295,7 @@ def prepare_corpora(run: Run, interactions: Interactions) -> Corpora:
     Raises:
         InputError: if nothing is held out for validation, the backbone's tokenizer will not do, or the disk is full.
     """
-    if not (interactions.splits == VALIDATION).any():
+    if not run.recipe.refit and not (interactions.splits == VALIDATION).any():
         raise InputError(
             "data.split: no user has an item for validation, which chooses the best epoch; users need at least 3 interactions, "
             "a given split some rows with 'validation'"

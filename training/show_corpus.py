@@ -43,9 +43,9 @@ def show_corpus(recipe: Recipe, count: int = 3, epoch: int = 0) -> str:
                 f"{run.corpora}: these corpora were made with another recipe; give the one they were made with, or another name=…"
             )
     else:
-        corpora = build_corpora(
-            build_interactions(read_tables(recipe.data), recipe.data, recipe.seed), recipe, run.corpora
-        )
+        tables = read_tables(recipe.data)
+        interactions = build_interactions(tables, recipe.data, recipe.seed, refit=recipe.refit)
+        corpora = build_corpora(interactions, recipe, run.corpora)
     lines = [
         f"{run.corpora}: "
         + ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in corpora.info["counts"].items())

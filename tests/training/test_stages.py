@@ -94,7 +94,7 @@ def test_the_folder_of_a_run_holds_what_its_documentation_says(store_run):
         "checkpoints", "corpora", "log", "model", "pictures", "predictions", "recipe.yaml", "results.json",
     ]  # fmt: skip
     assert names(store_run.folder / "pictures") == ["curves.png", "items.png"]
-    for stage, kept in (("pretrain", ["best", "final", "last"]), ("finetune", ["best", "last"])):
+    for stage, kept in (("pretrain", ["best", "final", "last"]), ("finetune", ["best", "choices.json", "last"])):
         assert names(store_run.run.checkpoints(stage)) == [*kept, "progress.json", "stage.json"]
 
 

@@ -156,6 +156,7 @@ def corpus_fingerprint(recipe: Recipe, source: dict[str, str], ids_as_words: int
         "backbone.gguf_file",
         "backbone.num_words",
         *(["data.publish_users"] if ids_as_words else []),
+        *(["refit"] if recipe.refit else []),
     )
     parts = {"version": CORPORA_VERSION, "recipe": fingerprint(recipe, fields), "source": source}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -83,13 +83,14 @@ class Interactions:
         return Ragged(self.items[chosen], offsets)
 
 
-def build_interactions(tables: RawTables, data: Data, seed: int) -> Interactions:
+def build_interactions(tables: RawTables, data: Data, seed: int, *, refit: bool = False) -> Interactions:
     """Filter the rows (rating, repeated pairs, given split, k-core in this order), map the ids, split and sort.
 
     Args:
         tables: What was read.
         data: Thresholds and kind of split.
         seed: Seed of the random split, which depends on the set of pairs only, not on the order of the rows.
+        refit: Whether nothing is held out: all the pairs that the split has are for training.
 
     Raises:
         InputError: Nothing is left, a filter lacks its column, a user has no training pair in a given split, or the
@@ -122,6 +123,8 @@ def build_interactions(tables: RawTables, data: Data, seed: int) -> Interactions
         source=dict(tables.source),
         log=log,
     )
+    if refit:
+        return interactions
     return replace(interactions, splits=_split(interactions, tables.interactions, rows, data, seed))
 
 

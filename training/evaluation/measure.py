@@ -1,5 +1,6 @@
 """Everything that `predict` ranks, measures and draws of a trained run."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -296,18 +297,61 @@ def training_record(run: Run, seconds: float) -> dict[str, Any]:
     }
 
 
+def refit_record(
+    model: Any,
+    corpora: Corpora,
+    recipe: Recipe,
+    run: Run,
+    chosen: Run,
+    histories: list[list[int]],
+    seconds: float,
+) -> dict[str, Any]:
+    """What is known of a model that was trained on all pairs.
+
+    Args:
+        model: The recommendation head.
+        corpora: Of the refit.
+        recipe: Of the refit.
+        run: The refit.
+        chosen: The run that it follows.
+        histories: Item indices of the histories to recommend to; where there are none, some are made up.
+        seconds: That ranking everyone took.
+
+    Returns:
+        The results of the run that it follows, their `recipe` and `data` too; but `model` and `examples` of this model, and `refit`:
+        its `interactions`, the `epochs` of each stage, and the `seconds` that all of it took.
+    """
+    results = json.loads((chosen.folder / "results.json").read_text(encoding="utf-8"))
+    return results | {
+        "model": model_record(model, recipe),
+        "examples": example_recommendations(
+            model, corpora, histories or made_up_histories(corpora, item_embeddings(model))
+        ),
+        "refit": {
+            "interactions": corpora.info["counts"]["train"],
+            "epochs": {stage: len(run.epochs(stage)) for stage in ("pretrain", "finetune")},
+            "seconds": seconds + sum(cost["seconds"] for cost in run.stage_costs().values()),
+        },
+    }
+
+
 def item_embeddings(model: Any) -> np.ndarray:
     """Embeddings of the items, float32 `(items, width)`."""
     return model.get_output_embeddings().weight.detach().float().cpu().numpy()
 
 
-def draw_pictures(model: Any, corpora: Corpora, run: Run) -> None:
-    """Loss curves and the map of the item embeddings, as PNG files."""
-    items = corpora.items()
+def draw_pictures(model: Any, corpora: Corpora, run: Run, measured: Run) -> None:
+    """Loss curves and the map of the item embeddings, as PNG files.
+
+    Args:
+        model: The recommendation head.
+        corpora: The run's.
+        run: The run; its `pictures/` get them.
+        measured: The run whose curves are drawn; of a refit, which has no validation, the one that it follows.
+    """
+    items, epochs = corpora.items(), {stage: measured.epochs(stage) for stage in ("pretrain", "finetune")}
     with written_whole(run.folder / "pictures") as target:
-        draw_curves(
-            {stage: run.epochs(stage) for stage in ("pretrain", "finetune") if run.epochs(stage)}, target / "curves.png"
-        )
+        draw_curves({stage: found for stage, found in epochs.items() if found}, target / "curves.png")
         draw_item_map(
             item_embeddings(model),
             [item["title"] for item in items],

@@ -157,6 +157,8 @@ def eval_results(
         "held_out": counts["test"],
         "seed": results["seed"],
     }
+    if "refit" in results:
+        protocol["measured"] = "before the weights were trained again on all pairs"
     cut_at = {"ndcg_at_100": "ideal_cut_at", "recall_at_20": "denominator", "recall_at_40": "denominator"}
     return [
         EvalResult(

@@ -124,7 +124,7 @@ def publish(
     Args:
         run: The run's folder, such as `runs/sample`; nothing in it is changed.
         repo: Name of the model's repo; None: only the data are sent.
-        dataset: Name of a dataset repo for the data.
+        dataset: Name of a dataset repo for the data; not of a refit, which has no split.
         space: Name of a Space for the demo.
         options: How.
 
@@ -224,6 +224,11 @@ def plan_model(api: HfApi, run: Path, name: str, dataset: str | None, folder: Pa
 def plan_dataset(api: HfApi, run: Path, name: str, folder: Path, options: Options) -> Plan:
     """The data, as Parquet with a card."""
     corpora, recipe = open_corpora(run / "corpora"), folder_recipe(run / "model")
+    if recipe.refit:
+        raise InputError(
+            f"--dataset: {run} was trained again on all pairs and has no split; send the data with the run that it follows, "
+            f"{str(run).removesuffix('-refit')}"
+        )
     write_dataset_folder(corpora, recipe, folder, repo_id=name)
     files: dict[str, Content] = {
         path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()

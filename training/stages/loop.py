@@ -78,8 +78,9 @@ def train(
     seed: int,
     folder: Path,
     fingerprint: str,
-    validate: Callable[[], dict[str, float]],
+    validate: Callable[[], dict[str, float]] | None,
     resume: bool = False,
+    stop_after: int | None = None,
 ) -> Progress:
     """Train the objectives in alternating epochs.
 
@@ -91,8 +92,10 @@ def train(
         seed: Every random choice flows from it.
         folder: Gets `last/` (everything a resumed run needs), `best/` (the weights) and `progress.json`.
         fingerprint: Of data and recipe: a checkpoint of others is refused.
-        validate: Gives `ndcg_at_100` of the validation split and whatever else is to be logged.
+        validate: Gives `ndcg_at_100` of the validation split and whatever else is to be logged; None: there is no such split, and
+            the last epoch counts as the best.
         resume: Continue after the last whole epoch in `folder`, to the same numbers as without the break.
+        stop_after: Epochs that are trained of the stage's schedule; None: all, or until there is no gain any more.
 
     Returns:
         The progress, with a record per epoch.
@@ -118,7 +121,8 @@ def train(
     progress = Progress(fingerprint)
     if resume and (folder / "last" / "progress.json").is_file():
         progress = load_checkpoint(accelerator, folder, fingerprint)
-    while progress.epoch < stage.epochs and not (0 < stage.patience <= progress.epochs_without_gain):
+    last = stage.epochs if stop_after is None else min(stop_after, stage.epochs)
+    while progress.epoch < last and not (0 < stage.patience <= progress.epochs_without_gain):
         started = time.perf_counter()
         record: dict[str, Any] = {"epoch": progress.epoch + 1}
         model.train()
@@ -147,17 +151,19 @@ def train(
                     bar.set_postfix(loss=f"{losses[-1].item():.3f}", docs=f"{rate:.0f}/s", refresh=False)
             record[f"{objective.name}_loss"] = float(torch.stack(losses).mean()) if losses else math.nan
         trained = time.perf_counter() - started
-        model.eval()
-        with whole_weights(towers, accelerator):
-            record |= validate()
+        if validate is not None:
+            model.eval()
+            with whole_weights(towers, accelerator):
+                record |= validate()
         progress.epoch += 1
         record["lr"] = optimizer.param_groups[0]["lr"]
         record["documents_per_second"] = sum(len(objective.lengths) for objective in objectives) / max(trained, 1e-9)
         record["seconds"] = time.perf_counter() - started
         progress.seconds += record["seconds"]
-        better = record["ndcg_at_100"] > progress.best_ndcg_at_100
+        better = validate is None or record["ndcg_at_100"] > progress.best_ndcg_at_100
         if better:
-            progress.best_epoch, progress.best_ndcg_at_100 = progress.epoch, record["ndcg_at_100"]
+            progress.best_epoch = progress.epoch
+            progress.best_ndcg_at_100 = record.get("ndcg_at_100", progress.best_ndcg_at_100)
         progress.epochs.append(record)
         save_checkpoint(accelerator, towers, folder, progress, better)
         accelerator.log({key: value for key, value in record.items() if key != "epoch"}, step=progress.epoch)
@@ -337,7 +343,9 @@ def epoch_line(record: dict[str, Any], epochs: int, better: bool) -> str:
     losses = "  ".join(
         f"{key.removesuffix('_loss')} {value:.4f}" for key, value in record.items() if key.endswith("_loss")
     )
+    found = record.get("ndcg_at_100")
+    on_validation = "" if found is None else f"  validation NDCG@100 {found:.4f}{' *' if better else ''}"
     return (
-        f"epoch {record['epoch']}/{epochs}  loss: {losses}  validation NDCG@100 {record['ndcg_at_100']:.4f}"
-        f"{' *' if better else ''}  {record['documents_per_second']:.0f} documents/s  {record['seconds']:.1f} s"
+        f"epoch {record['epoch']}/{epochs}  loss: {losses}{on_validation}  {record['documents_per_second']:.0f} documents/s  "
+        f"{record['seconds']:.1f} s"
     )

@@ -114,7 +114,12 @@ class Ridge:
 
 
 def fit_text_map(
-    model: CLLM4RecForRecommendation, corpora: Corpora, seed: int, *, text_states: bool = False
+    model: CLLM4RecForRecommendation,
+    corpora: Corpora,
+    seed: int,
+    *,
+    text_states: bool = False,
+    weight: float | None = None,
 ) -> FittedTextMap | None:
     """Give a trained model its text map; None, and no map, where there are no texts.
 
@@ -125,6 +130,7 @@ def fit_text_map(
         corpora: What it was trained on.
         seed: Of the rows and users that are looked at where there are too many.
         text_states: Whether the backbone's states of the texts are read beside their terms.
+        weight: Of a text beside a history, where it is not to be chosen on validation.
     """
     train = split_matrix(corpora, "recommendation")
     counts = term_counts(corpora)
@@ -139,22 +145,22 @@ def fit_text_map(
     rarity = tf_idf(csr_matrix(vstack([user_terms, item_terms])))[1]
     rng = np.random.default_rng(seed)
 
-    weight, bias = item_head(model)
-    made = TextMap(len(terms), weight.shape[1], text_states)
+    head, bias = item_head(model)
+    made = TextMap(len(terms), head.shape[1], text_states)
     user_states, item_states = owners_states(model, corpora, train, made) if text_states else (None, None)
-    to_state = to_states(weight)
+    to_state = to_states(head)
     lengths = np.diff(train.indptr)
     users = some((lengths > 0) & (np.diff(user_terms.indptr) > 0), MOST_ROWS, rng)
     wanted = (diags(1 / np.sqrt(lengths[users])) @ train[users]) @ to_state.T
     of_users = best_ridge(
         tf_idf(user_terms[users], rarity)[0],
         wanted,
-        lambda left_out: (left_out, weight),
+        lambda left_out: (left_out, head),
         train,
         users,
         None if user_states is None else user_states[users],
     )
-    scale = best_scale(of_users[0].left_out @ weight.T, bias - weight @ (to_state @ bias), train[users])
+    scale = best_scale(of_users[0].left_out @ head.T, bias - head @ (to_state @ bias), train[users])
 
     rows = some((np.diff(train.tocsc().indptr) > 0) & (np.diff(item_terms.indptr) > 0), MOST_ROWS, rng)
     scores = ModelScores(
@@ -165,7 +171,7 @@ def fit_text_map(
     with_ones = np.concatenate([states, np.ones((len(states), 1), np.float32)], 1)
     of_items = best_ridge(
         tf_idf(item_terms[rows], rarity)[0],
-        np.concatenate([weight, bias[:, None]], 1)[rows],
+        np.concatenate([head, bias[:, None]], 1)[rows],
         lambda left_out: (with_ones, left_out),
         train[:, rows],
         compared,
@@ -179,16 +185,16 @@ def fit_text_map(
     made.to_state.bias.copy_(torch.from_numpy(scale * user_map.mean - (to_state @ bias).astype(np.float32)))
     made.to_item.weight.copy_(torch.from_numpy(item_map.coefficients.T))
     made.to_item.bias.copy_(torch.from_numpy(item_map.mean))
-    beside_history, reached, said = USUAL_WEIGHT, 0.0, None
+    beside_history, reached, said = USUAL_WEIGHT if weight is None else weight, 0.0, None
     if own_texts:
-        said = np.zeros((corpora.num_users, weight.shape[1]), np.float32)
+        said = np.zeros((corpora.num_users, head.shape[1]), np.float32)
         said[users] = scale * (user_map.left_out - user_map.mean)
         validation = split_matrix(corpora, "validation")
         judged = some(np.isin(np.arange(len(said)), users) & (np.diff(validation.indptr) > 0), COMPARED_USERS, rng)
-        if len(judged):
+        if weight is None and len(judged):
             states = scores.states(judged).float().cpu().numpy()
             beside_history, reached = best_weight(
-                lambda share: (states + share * said[judged], weight, bias), WEIGHTS, train, validation, judged
+                lambda share: (states + share * said[judged], head, bias), WEIGHTS, train, validation, judged
             )
     made.weight_beside_history.fill_(beside_history)
     model.config.num_text_terms, model.config.text_states = len(terms), text_states

@@ -33,7 +33,12 @@ class FittedOffsets:
 
 
 def fit_user_offsets(
-    model: CLLM4RecForRecommendation, corpora: Corpora, teacher: Teacher | None, said: np.ndarray | None, seed: int
+    model: CLLM4RecForRecommendation,
+    corpora: Corpora,
+    teacher: Teacher | None,
+    said: np.ndarray | None,
+    seed: int,
+    weights: tuple[float, float] | None = None,
 ) -> FittedOffsets | None:
     """Give a trained model its users' offsets; None, and no table, where validation likes none.
 
@@ -43,6 +48,7 @@ def fit_user_offsets(
         teacher: Whose scores are brought in.
         said: What users' own texts add, `(num_users, width)`, of the text map.
         seed: Of the users who are looked at where there are too many.
+        weights: The teacher's share and the weight of texts, where they are not to be chosen on validation.
     """
     if not model.config.user_embeddings:
         return None
@@ -58,24 +64,29 @@ def fit_user_offsets(
         lacking = 0 * states if teacher is None else teacher.projected(users, matrix) - bias @ matrix - states
         return states, lacking, 0 * states if said is None else said[users]
 
-    rng = np.random.default_rng(seed)
-    judged = some((np.diff(train.indptr) > 0) & (np.diff(validation.indptr) > 0), COMPARED_USERS, rng)
-    if not len(judged):
-        return None
-    states, lacking, of_text = parts(judged)
-    share, times, reached = 0.0, 0.0, 0.0
-    # Each by itself while the other stands still, the teacher's share once more at the end.
-    for name in ("share", "text", "share"):
-        if name == "share" and teacher is not None:
-            share, reached = best_weight(
-                lambda one: (states + one * lacking + times * of_text, weight, bias),  # noqa: B023
-                TEACHER_SHARES, train, validation, judged,
-            )  # fmt: skip
-        elif name == "text" and said is not None:
-            times, reached = best_weight(
-                lambda one: (states + share * lacking + one * of_text, weight, bias),  # noqa: B023
-                WEIGHTS, train, validation, judged,
-            )  # fmt: skip
+    def choose() -> tuple[float, float, float]:
+        """The teacher's share and the texts' weight that validation likes best, and its NDCG@100 there."""
+        share, times, reached = 0.0, 0.0, 0.0
+        rng = np.random.default_rng(seed)
+        judged = some((np.diff(train.indptr) > 0) & (np.diff(validation.indptr) > 0), COMPARED_USERS, rng)
+        if not len(judged):
+            return share, times, reached
+        states, lacking, of_text = parts(judged)
+        # Each by itself while the other stands still, the teacher's share once more at the end.
+        for name in ("share", "text", "share"):
+            if name == "share" and teacher is not None:
+                share, reached = best_weight(
+                    lambda one: (states + one * lacking + times * of_text, weight, bias),  # noqa: B023
+                    TEACHER_SHARES, train, validation, judged,
+                )  # fmt: skip
+            elif name == "text" and said is not None:
+                times, reached = best_weight(
+                    lambda one: (states + share * lacking + one * of_text, weight, bias),  # noqa: B023
+                    WEIGHTS, train, validation, judged,
+                )  # fmt: skip
+        return share, times, reached
+
+    share, times, reached = choose() if weights is None else (*weights, 0.0)
     if not (share or times):
         return None
     table = np.zeros((corpora.num_users, weight.shape[1]), np.float32)
