@@ -30,7 +30,7 @@ from training.stages.loop import train
 from training.stages.model import learn_backbone, set_attention_dropout
 from training.stages.recommendation import recommendation_objective
 from training.stages.teacher import Teacher
-from training.stages.text_map import fit_text_map
+from training.stages.text_map import CHOSEN, fit_text_map
 from training.stages.towers import Towers
 from training.stages.user_offsets import fit_user_offsets
 
@@ -146,7 +146,7 @@ def completed(
 
     Returns:
         The folder that holds the model now, which is `weights` where there is nothing to add; and what validation chose: `text_map`
-        with `weight_beside_history`, `user_offsets` with `teacher_share` and `text_weight`, each None where there is none. Of a refit
+        with the values of [`~training.stages.text_map.CHOSEN`], `user_offsets` with `teacher_share` and `text_weight`, each None where there is none. Of a refit
         it is what the run that it follows chose.
     """
     choices: dict[str, Any] = {"text_map": None, "user_offsets": None}
@@ -158,10 +158,10 @@ def completed(
     ).to(accelerator.device)
     text_map = None
     if recipe.method.text_map:
-        known = theirs["text_map"] and theirs["text_map"]["weight_beside_history"]
-        text_map = fit_text_map(model, corpora, recipe.seed, text_states=recipe.method.text_states, weight=known)
+        states = recipe.method.text_states
+        text_map = fit_text_map(model, corpora, recipe.seed, text_states=states, chosen=theirs["text_map"])
     if text_map is not None:
-        choices["text_map"] = {"weight_beside_history": text_map.weight_beside_history}
+        choices["text_map"] = {name: getattr(text_map, name) for name in CHOSEN}
     offsets = None
     if recipe.method.user_offsets and (chosen is None or theirs["user_offsets"] is not None):
         said = None if text_map is None else text_map.said

@@ -23,6 +23,8 @@ from training.run import Run
 from training.stages import teacher as teachers
 from training.stages import text_map, user_offsets
 
+WEIGHTS = {"user_topic_weight": 0.3, "item_topic_weight": 0.2, "weight_beside_history": 0.7}
+
 
 def read(path):
     return json.loads(path.read_text(encoding="utf-8"))
@@ -43,9 +45,7 @@ def taught(store_run, store_frame, vary, tmp_path_factory):
     progress = run.checkpoints("finetune") / "progress.json"
     progress.write_text(json.dumps(read(progress) | {"best_epoch": 3}))
     run.choices.write_text(
-        json.dumps(
-            {"text_map": {"weight_beside_history": 0.7}, "user_offsets": {"teacher_share": 0.3, "text_weight": 0.4}}
-        )
+        json.dumps({"text_map": WEIGHTS, "user_offsets": {"teacher_share": 0.3, "text_weight": 0.4}})
     )
     results = predict(recipe)
     anew = replace(recipe, refit=True)

@@ -4,7 +4,9 @@ Not in the paper: `method.distillation` says how much of the loss comes from it,
 set the risk is overfitting, and a teacher cures most of it.
 
 EASE sees the items' texts beside the interactions, as further rows of what it explains (Jeunen, Van Balen and Goethals, Closed-form
-models for collaborative filtering with side-information, RecSys 2020): items with like texts then stand for each other.
+models for collaborative filtering with side-information, RecSys 2020): items with like texts then stand for each other. What the
+texts are about, their topics, are the leading singular vectors of the items' TF-IDF (Deerwester et al., Indexing by latent semantic
+analysis, 1990): items are near to a history, or to somebody's own words, that is about the same.
 """
 
 import hashlib
@@ -28,7 +30,8 @@ from training.data.corpora import Corpora, Texts
 from training.evaluation.baselines import FittedBaseline, ease_weights, fit_baselines, fit_ials
 from training.evaluation.ranking import evaluate_scores
 from training.files import written_whole
-from training.stages.terms import MOST_ROWS, term_counts, tf_idf
+from training.stages.terms import MOST_ROWS, TermCounts, term_counts, tf_idf
+from training.stages.topics import leading, topics_of, unit
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +44,10 @@ USUAL_EASE_WEIGHT = 0.05
 PENALTIES, TEXT_WEIGHTS, POWERS = (10.0, 30.0, 100.0, 300.0), (0.0, 3.0, 10.0, 30.0, 100.0, 300.0), (0.0, 0.5)
 # Of more items EASE is fitted with one setting, and where there are no texts not at all: what it adds is more than a state holds.
 MANY_ITEMS, SETTING_OF_MANY = 4_000, (100.0, 100.0, 0.5)
+# Of topics: how many a history is compared in, how many somebody's own text is, and what either weighs beside iALS.
+TOPICS, OWN_TOPICS, TOPIC_WEIGHTS = (8, 16, 32), 64, (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 SCALES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 COMPARED_USERS = 2_000
-SUBSPACE_ITERATIONS = 6
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,9 @@ class Blend:
     ease_text_weight: float = 0.0
     ease_power: float = 0.0
     ease_weight: float = 0.0
+    topics: int = 0
+    topic_weight: float = 0.0
+    own_topic_weight: float = 0.0
     scale: float = 1.0
 
 
@@ -73,6 +80,7 @@ class Teacher:
         blend: The weights.
         from_user_text: `(users, users)` float32: what similar texts' users chose, one's own row left out; None: no texts.
         from_items: `(items, items)` float32: what items of a history say for others, by EASE; None: there are too many.
+        topics: Weighed factors `(users, k)` and `(items, k)` float32 of what histories and own texts are about; None: no texts.
     """
 
     user_factors: np.ndarray
@@ -81,10 +89,15 @@ class Teacher:
     blend: Blend
     from_user_text: np.ndarray | None = None
     from_items: np.ndarray | None = None
+    topics: tuple[np.ndarray, np.ndarray] | None = None
+
+    def low_rank(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The parts of the scores that are products of factors `(users, k)` and `(items, k)`."""
+        return [(self.user_factors, self.item_factors), *([self.topics] if self.topics is not None else [])]
 
     def scores(self, users: np.ndarray) -> np.ndarray:
         """Blended scores `(users, items)`, float32."""
-        scores = self.user_factors[users] @ self.item_factors.T
+        scores = sum(of_users[users] @ of_items.T for of_users, of_items in self.low_rank())
         if self.from_user_text is not None and self.blend.user_text_weight:
             scores += self.blend.user_text_weight * (self.from_user_text[users] @ self.train)
         if self.from_items is not None and self.blend.ease_weight:
@@ -93,7 +106,7 @@ class Teacher:
 
     def projected(self, users: np.ndarray, matrix: np.ndarray) -> np.ndarray:
         """Logits of users times a matrix `(items, width)`, `(users, width)` float32, without a row of all items for each user."""
-        found = self.user_factors[users] @ (self.item_factors.T @ matrix)
+        found = sum(of_users[users] @ (of_items.T @ matrix) for of_users, of_items in self.low_rank())
         if self.from_user_text is not None and self.blend.user_text_weight:
             found += self.blend.user_text_weight * (self.from_user_text[users] @ (self.train @ matrix))
         if self.from_items is not None and self.blend.ease_weight:
@@ -102,26 +115,16 @@ class Teacher:
 
     def factors(self, width: int) -> tuple[np.ndarray, np.ndarray]:
         """The rank-`width` user and item factors whose products come nearest to all scores, `(users, ≤ width)` and `(items, ≤ width)`."""
-        parts: list[tuple[Any, Any]] = [(self.user_factors, self.item_factors.T)]
+        parts: list[tuple[Any, Any]] = [(of_users, of_items.T) for of_users, of_items in self.low_rank()]
         if self.from_user_text is not None and self.blend.user_text_weight:
             parts.append((self.blend.user_text_weight * self.from_user_text, self.train))
         if self.from_items is not None and self.blend.ease_weight:
             parts.append((self.train, self.blend.ease_weight * self.from_items))
         if len(parts) == 1:
             return fit_width(self.user_factors, self.item_factors, width)
-        # The scores are a sum of products: their leading singular vectors come without the dense matrix, by subspace iteration (Halko,
-        # Martinsson and Tropp, Finding structure with randomness, SIAM Review 2011).
-        kept = min(width, min(self.train.shape))
-        columns = min(kept + kept // 2 + 16, *self.train.shape)
-        start = np.random.default_rng(0).normal(size=(self.train.shape[1], columns)).astype(np.float32)
-        basis = np.linalg.qr(sum(left @ (right @ start) for left, right in parts))[0]
-        for _ in range(SUBSPACE_ITERATIONS):
-            of_items = np.linalg.qr(sum(right.T @ (left.T @ basis) for left, right in parts))[0]
-            basis = np.linalg.qr(sum(left @ (right @ of_items) for left, right in parts))[0]
-        small = sum(right.T @ (left.T @ basis) for left, right in parts).T
-        left, values, right = np.linalg.svd(small, full_matrices=False)
-        root = np.sqrt(values[:kept])
-        return (basis @ left[:, :kept] * root).astype(np.float32), (right[:kept].T * root).astype(np.float32)
+        left, values, right = leading(parts, width)
+        root = np.sqrt(values)
+        return (left * root).astype(np.float32), (right.T * root).astype(np.float32)
 
     def logits(self, users: np.ndarray, items: np.ndarray | None = None) -> np.ndarray:
         """Unnormalised log-probabilities `(users, items)`, float32, of all items or of those with these indices."""
@@ -129,7 +132,8 @@ class Teacher:
             return self.blend.scale * self.scores(users)
         if self.blend.user_text_weight or self.blend.ease_weight:
             return self.blend.scale * self.scores(users)[:, items]
-        return self.blend.scale * (self.user_factors[users] @ self.item_factors[items].T)
+        found = sum(of_users[users] @ of_items[items].T for of_users, of_items in self.low_rank())
+        return np.asarray(self.blend.scale * found, np.float32)
 
 
 def fit_teacher(
@@ -176,6 +180,8 @@ def with_parts(teacher: Teacher, corpora: Corpora) -> Teacher:
     if blend.ease_weight:
         alike = similarities(term_counts(corpora).item) if blend.ease_text_weight else None
         teacher = replace(teacher, from_items=ease_with_texts(teacher.train, alike, blend))
+    if blend.topic_weight or blend.own_topic_weight:
+        teacher = Topics.of(teacher, term_counts(corpora)).blended(teacher, blend)
     return teacher
 
 
@@ -189,10 +195,12 @@ def fit_again(
 ) -> Teacher:
     """A teacher with settings that were chosen before, on data that have grown."""
     if kind == "ials":
-        blend = replace(blend, user_text_weight=0.0, ease_weight=0.0)
+        blend = replace(blend, user_text_weight=0.0, ease_weight=0.0, topic_weight=0.0, own_topic_weight=0.0)
     counts = term_counts(corpora)
     if not has_texts(counts.user, "user"):
         blend = replace(blend, user_text_weight=0.0)
+    if not counts.item.nnz:
+        blend = replace(blend, topic_weight=0.0, own_topic_weight=0.0)
     items_have_texts = has_texts(counts.item, "item")
     if not items_have_texts:
         blend = replace(blend, ease_text_weight=0.0)
@@ -214,7 +222,7 @@ def fit_again(
 
 def fingerprint(train: csr_matrix, validation: csr_matrix, texts: Texts, kind: str, seed: int) -> str:
     """What a teacher depends on: the pairs of both splits, the texts, its kind and the seed."""
-    digest = hashlib.sha256(f"ease {kind} {seed} {train.shape}".encode())
+    digest = hashlib.sha256(f"topics {kind} {seed} {train.shape}".encode())
     for matrix in (train, validation):
         digest.update(matrix.indptr.tobytes() + matrix.indices.tobytes())
     digest.update(texts.documents.values.tobytes())
@@ -298,9 +306,64 @@ def choose(
             teacher = best(
                 replace(with_ease, blend=replace(with_ease.blend, ease_weight=weight)) for weight in EASE_WEIGHTS
             )
+        if counts.item.nnz:
+            topics = Topics.of(teacher, counts)
+            nothing = replace(teacher.blend, topics=TOPICS[0])
+            tried = [
+                replace(nothing, topics=number, topic_weight=weight)
+                for number in TOPICS
+                for weight in TOPIC_WEIGHTS[1:]
+            ]
+            teacher = best(topics.blended(teacher, blend) for blend in [nothing, *tried])
+            if counts.user.nnz:
+                blends = [replace(teacher.blend, own_topic_weight=weight) for weight in TOPIC_WEIGHTS]
+                teacher = best(topics.blended(teacher, blend) for blend in blends)
     teacher = replace(teacher, blend=replace(teacher.blend, scale=best_scale(teacher, compared, validation)))
     logger.info("teacher: %s", ", ".join(f"{name} {value}" for name, value in asdict(teacher.blend).items()))
     return teacher
+
+
+@dataclass(frozen=True, eq=False)
+class Topics:
+    """What histories, people's own texts and items are about.
+
+    Attributes:
+        items: `(items, topics)` float32, the leading singular vectors of the items' TF-IDF by their singular values.
+        own: `(users, topics)` float32, people's own texts in the same space, each of length 1; zeros where there is none.
+        train: `(users, items)` of ones.
+        spread: Standard deviation of iALS's scores, which that of a part is brought to.
+    """
+
+    items: np.ndarray
+    own: np.ndarray
+    train: csr_matrix
+    spread: float
+
+    @classmethod
+    def of(cls, teacher: Teacher, counts: TermCounts) -> "Topics":
+        """The topics of what training may read, beside the iALS of a teacher."""
+        of_items, rarity = tf_idf(counts.item)
+        terms = topics_of(of_items, OWN_TOPICS)
+        own = unit(tf_idf(counts.user, rarity)[0] @ terms.T)
+        first = teacher.user_factors[:1024] @ teacher.item_factors.T
+        return cls(np.asarray(of_items @ terms.T, np.float32), own, teacher.train, float(first.std()))
+
+    def blended(self, teacher: Teacher, blend: Blend) -> Teacher:
+        """The teacher with topics as the blend weighs them."""
+        lengths = np.maximum(np.diff(self.train.indptr), 1)
+        near = unit(self.items[:, : blend.topics])
+        histories = diags(lengths**-0.5) @ (self.train @ near)
+        pairs = [(histories, near, blend.topic_weight), (self.own, unit(self.items), blend.own_topic_weight)]
+        weighed = [
+            (weight * self.spread / max(float((left[:1024] @ right.T).std()), 1e-12) * left, right)
+            for left, right, weight in pairs
+            if weight
+        ]
+        topics = None
+        if weighed:
+            of_users, of_items = (np.concatenate(side, axis=1, dtype=np.float32) for side in zip(*weighed, strict=True))
+            topics = of_users, of_items
+        return replace(teacher, topics=topics, blend=blend)
 
 
 def has_texts(counts: csr_matrix, kind: str) -> bool:

@@ -1,12 +1,13 @@
 """The text map, fitted in closed form when training has ended: ridge regression from TF-IDF to what the trained model knows.
 
 Not in the paper. A person's words lead to the state whose item scores come nearest to the person's history; an item's words lead to
-its embedding and bias. Everything is chosen by leave-one-out predictions, which cost nothing beside the fit, and the weight of a
-text beside a history on the validation split.
+its embedding and bias. That is chosen by leave-one-out predictions, which cost nothing beside the fit. To both comes what needs no
+history at all: how near the words are, by their topics, to what is written about each item (each person). What it weighs, and what
+a text weighs beside a history, is chosen on the validation split.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from training.data.corpora import Corpora
 from training.evaluation.ranking import evaluate_scores
 from training.evaluation.scoring import ModelScores, split_matrix
 from training.stages.terms import MOST_ROWS, term_counts, tf_idf
+from training.stages.topics import topics_of, unit
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +30,15 @@ RIDGES = (0.3, 1.0, 3.0, 10.0)
 STATE_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)
 WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0)
 SCALES = (2.0, 4.0, 8.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0)
+NUM_TOPICS, TOPIC_WEIGHTS = 128, (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 # Where people have no texts of their own there is nothing to choose the weight by.
 USUAL_WEIGHT = 0.5
 COMPARED_USERS = 2_000
 SCORES_AT_A_TIME = 2**25
+
+
+# What validation chooses, of [`FittedTextMap`].
+CHOSEN = ("user_topic_weight", "item_topic_weight", "weight_beside_history")
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,8 @@ class FittedTextMap:
     """How a text map was chosen; NDCG@100 of leave-one-out predictions of the training histories, and on validation.
 
     Attributes:
+        user_topic_weight: What nearness of a person's words to those about the items weighs beside the ridge regression.
+        item_topic_weight: What nearness of an item's words to people's weighs beside it.
         said: What the text of each known user adds to a state, by what others with such texts like, so that one's own history does not
             speak twice; `(num_users, width)` float32, or None where users have no texts.
     """
@@ -50,6 +59,8 @@ class FittedTextMap:
     item_ridge: float
     item_state_weight: float
     item_ndcg_at_100: float
+    user_topic_weight: float
+    item_topic_weight: float
     scale: float
     weight_beside_history: float
     validation_ndcg_at_100: float
@@ -119,7 +130,7 @@ def fit_text_map(
     seed: int,
     *,
     text_states: bool = False,
-    weight: float | None = None,
+    chosen: Mapping[str, float] | None = None,
 ) -> FittedTextMap | None:
     """Give a trained model its text map; None, and no map, where there are no texts.
 
@@ -130,7 +141,7 @@ def fit_text_map(
         corpora: What it was trained on.
         seed: Of the rows and users that are looked at where there are too many.
         text_states: Whether the backbone's states of the texts are read beside their terms.
-        weight: Of a text beside a history, where it is not to be chosen on validation.
+        chosen: Values of [`CHOSEN`], where these are not to be chosen on validation.
     """
     train = split_matrix(corpora, "recommendation")
     counts = term_counts(corpora)
@@ -160,7 +171,13 @@ def fit_text_map(
         users,
         None if user_states is None else user_states[users],
     )
-    scale = best_scale(of_users[0].left_out @ head.T, bias - head @ (to_state @ bias), train[users])
+    validation = split_matrix(corpora, "validation")
+    near_items = likeness(to_state, tf_idf(item_terms, rarity)[0])
+    user_topics = Addition.of(
+        of_users[0], tf_idf(user_terms[users], rarity)[0], near_items, lambda states: (states, head, 0 * bias),
+        (train, validation), users, None if chosen is None else chosen["user_topic_weight"],
+    )  # fmt: skip
+    scale = best_scale(user_topics.left_out @ head.T, bias - head @ (to_state @ bias), train[users])
 
     rows = some((np.diff(train.tocsc().indptr) > 0) & (np.diff(item_terms.indptr) > 0), MOST_ROWS, rng)
     scores = ModelScores(
@@ -178,20 +195,26 @@ def fit_text_map(
         None if item_states is None else item_states[rows],
     )
 
+    near_people = likeness(from_states(states), tf_idf(user_terms[compared], rarity)[0])
+    item_topics = Addition.of(
+        of_items[0], tf_idf(item_terms[rows], rarity)[0], np.pad(near_people, ((0, 1), (0, 0))),
+        lambda items: (states, items[:, :-1], items[:, -1]), (train[:, rows], validation[:, rows]), compared,
+        None if chosen is None else chosen["item_topic_weight"], centred=True,
+    )  # fmt: skip
+
     made.terms.copy_(torch.from_numpy(terms))
     made.rarity.copy_(torch.from_numpy(rarity))
     user_map, item_map = of_users[0], of_items[0]
-    made.to_state.weight.copy_(torch.from_numpy(scale * user_map.coefficients.T))
-    made.to_state.bias.copy_(torch.from_numpy(scale * user_map.mean - (to_state @ bias).astype(np.float32)))
-    made.to_item.weight.copy_(torch.from_numpy(item_map.coefficients.T))
-    made.to_item.bias.copy_(torch.from_numpy(item_map.mean))
-    beside_history, reached, said = USUAL_WEIGHT if weight is None else weight, 0.0, None
+    made.to_state.weight.copy_(torch.from_numpy(scale * user_topics.coefficients.T))
+    made.to_state.bias.copy_(torch.from_numpy(scale * user_topics.mean - (to_state @ bias).astype(np.float32)))
+    made.to_item.weight.copy_(torch.from_numpy(item_topics.coefficients.T))
+    made.to_item.bias.copy_(torch.from_numpy(item_topics.mean))
+    beside_history, reached, said = USUAL_WEIGHT if chosen is None else chosen["weight_beside_history"], 0.0, None
     if own_texts:
         said = np.zeros((corpora.num_users, head.shape[1]), np.float32)
-        said[users] = scale * (user_map.left_out - user_map.mean)
-        validation = split_matrix(corpora, "validation")
+        said[users] = scale * (user_topics.left_out - user_topics.mean)
         judged = some(np.isin(np.arange(len(said)), users) & (np.diff(validation.indptr) > 0), COMPARED_USERS, rng)
-        if weight is None and len(judged):
+        if chosen is None and len(judged):
             states = scores.states(judged).float().cpu().numpy()
             beside_history, reached = best_weight(
                 lambda share: (states + share * said[judged], head, bias), WEIGHTS, train, validation, judged
@@ -203,12 +226,97 @@ def fit_text_map(
         len(terms),
         *(user_map.ridge, user_map.state_weight, of_users[1]),
         *(item_map.ridge, item_map.state_weight, of_items[1]),
-        *(scale, beside_history, reached),
+        *(user_topics.weight, item_topics.weight, scale, beside_history, reached),
         said=said,
     )
     numbers = {name: value for name, value in vars(fitted).items() if name != "said"}
     logger.info("text map: %s", ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
     return fitted
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A ridge regression, and beside it what the texts alone say.
+
+    Attributes:
+        weight: What that weighs; 1: its scores spread as widely as those of the regression.
+        coefficients: As of [`Ridge`], both together.
+        mean: Likewise.
+        left_out: Likewise.
+    """
+
+    weight: float
+    coefficients: np.ndarray
+    mean: np.ndarray
+    left_out: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        ridge: Ridge,
+        inputs: csr_matrix,
+        added: np.ndarray,
+        factors: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]],
+        splits: tuple[csr_matrix, csr_matrix],
+        users: np.ndarray,
+        weight: float | None,
+        *,
+        centred: bool = False,
+    ) -> "Addition":
+        """The weight that validation likes best.
+
+        Args:
+            ridge: The regression.
+            inputs: TF-IDF of its rows, `(rows, terms)`.
+            added: From terms to what is added, `(outputs, terms)`.
+            factors: Outputs of the rows to states of the users, rows of the items and the items' biases.
+            splits: Training and validation pairs, `(num_users, items)` each.
+            users: Of the states.
+            weight: Where it is not to be chosen.
+            centred: Whether the mean over the rows adds nothing, so that outputs of new rows are comparable with known ones.
+        """
+        centre = centred * np.asarray(inputs.mean(0), np.float32)
+        more = np.asarray(inputs @ added.T - centre @ added.T, np.float32)
+
+        def scores(outputs: np.ndarray) -> np.ndarray:
+            states, items, bias = factors(outputs)
+            return states[:1024] @ items.T + bias
+
+        own, others = (float((scores(outputs) - scores(0 * outputs)).std()) for outputs in (ridge.left_out, more))
+        unit_weight = own / max(others, 1e-12)
+        train, validation = splits
+        judged = np.flatnonzero(np.diff(validation[users].indptr))[:COMPARED_USERS]
+        if weight is None:
+            weight = 0.0
+            if len(judged):
+
+                def chosen_factors(choice: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+                    states, items, bias = factors(ridge.left_out + choice * unit_weight * more)
+                    return states[judged], items, bias
+
+                weight = best_weight(
+                    chosen_factors, TOPIC_WEIGHTS, csr_matrix(train[users]), csr_matrix(validation[users]), judged
+                )[0]
+        times = weight * unit_weight
+        coefficients, mean = ridge.coefficients.copy(), ridge.mean - times * np.asarray(centre @ added.T).ravel()
+        coefficients[: inputs.shape[1]] += times * added.T
+        return cls(weight, coefficients, mean.astype(np.float32), ridge.left_out + times * more)
+
+
+def likeness(outputs: np.ndarray, vectors: csr_matrix) -> np.ndarray:
+    """The matrix `(width, terms)` float32 from a TF-IDF vector to its nearness to each of these texts, by their topics, to what that makes.
+
+    Args:
+        outputs: What nearness to a text makes, `(width, texts)`.
+        vectors: TF-IDF of the texts, `(texts, terms)`.
+    """
+    topics = topics_of(vectors, NUM_TOPICS)
+    return np.asarray((outputs @ unit(vectors @ topics.T)) @ topics, np.float32)
+
+
+def from_states(states: np.ndarray) -> np.ndarray:
+    """The matrix `(width, users)` that turns scores for users into the item row whose scores come nearest, of states `(users, width)`."""
+    return to_states(states / np.sqrt(len(states))) / np.sqrt(len(states))
 
 
 def owners_states(

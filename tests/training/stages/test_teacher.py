@@ -14,6 +14,7 @@ from training.stages.teacher import (
     SCALES,
     Blend,
     Teacher,
+    Topics,
     best_scale,
     ease_settings,
     ease_with_texts,
@@ -23,6 +24,8 @@ from training.stages.teacher import (
     leave_one_out_ridge,
     similarities,
 )
+from training.stages.terms import term_counts, tf_idf
+from training.stages.topics import unit
 
 USERS, ITEMS = 30, 20
 GROUP_OF_USER, GROUP_OF_ITEM = np.arange(USERS) % 2, np.arange(ITEMS) % 2
@@ -106,18 +109,23 @@ def test_fitted_factors_are_the_truncated_svd_of_the_product(users, items, width
 
 
 def blended(splits):
-    """A teacher of all three parts at random."""
+    """A teacher of all parts at random."""
     blend = Blend({}, 0.0, 0.0, user_text_weight=0.5, ease_weight=0.25, scale=6.0)
     parts = factors(USERS, USERS, seed=2), factors(ITEMS, ITEMS, seed=3)
-    return Teacher(factors(USERS, 4), factors(ITEMS, 4, seed=1), splits[0], blend, *parts)
+    topics = factors(USERS, 2, seed=4), factors(ITEMS, 2, seed=5)
+    return Teacher(factors(USERS, 4), factors(ITEMS, 4, seed=1), splits[0], blend, *parts, topics)
 
 
 def test_logits_are_the_scaled_sum_of_the_parts(splits):
     teacher, train, users = blended(splits), splits[0].toarray(), np.array([3, 0, 3])
-    everybody = teacher.user_factors @ teacher.item_factors.T
+    everybody = teacher.user_factors @ teacher.item_factors.T + teacher.topics[0] @ teacher.topics[1].T
     everybody = everybody + 0.5 * teacher.from_user_text @ train + 0.25 * train @ teacher.from_items
     np.testing.assert_allclose(teacher.logits(users), 6 * everybody[users], rtol=1e-4, atol=1e-4)
     assert teacher.logits(users).dtype == np.float32
+    some = np.array([7, 2])
+    np.testing.assert_allclose(teacher.logits(users, some), teacher.logits(users)[:, some], rtol=1e-4, atol=1e-4)
+    low_rank = replace(teacher, blend=replace(teacher.blend, user_text_weight=0.0, ease_weight=0.0))
+    np.testing.assert_allclose(low_rank.logits(users, some), low_rank.logits(users)[:, some], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("width", [1, 7, 99])
@@ -214,6 +222,7 @@ def test_a_teacher_of_ials_alone_prefers_what_alike_users_have(make):
     logits, alike = teacher.logits(np.arange(USERS)), GROUP_OF_USER[:, None] == GROUP_OF_ITEM
     assert logits[alike].mean() > logits[~alike].mean() + 1
     assert (teacher.blend.user_text_weight, teacher.blend.ease_weight) == (0.0, 0.0)
+    assert (teacher.blend.topic_weight, teacher.blend.own_topic_weight, teacher.topics) == (0.0, 0.0, None)
     assert teacher.blend.validation_ndcg_at_100 == pytest.approx(teacher.blend.ials_validation_ndcg_at_100)
 
 
@@ -223,13 +232,51 @@ def test_texts_are_blended_in_where_validation_likes_them(make, fits):
     assert blend.validation_ndcg_at_100 > make("ials").blend.validation_ndcg_at_100 + 0.1
 
 
+def spread(scores):
+    return float(scores.std())
+
+
+def test_topics_add_nearness_to_the_history_and_to_ones_own_text_in_the_spread_of_ials(splits, texts):
+    counts = term_counts(corpora_of(texts))
+    plain = Teacher(factors(USERS, 3), factors(ITEMS, 3, seed=1), splits[0], Blend({}, 0.0, 0.0))
+    topics = Topics.of(plain, counts)
+    everyone, ials = np.arange(USERS), plain.scores(np.arange(USERS))
+    items, rarity = tf_idf(counts.item)
+    directions = np.linalg.svd(items.toarray(), full_matrices=False)[2]
+    near = unit(items @ directions[:2].T)
+    history = splits[0] @ near / np.sqrt(np.maximum(splits[0].sum(1), 1)) @ near.T
+    own = unit(tf_idf(counts.user, rarity)[0] @ directions.T) @ unit(items @ directions.T).T
+    for weights in ((0.5, 0.0), (0.0, 0.25), (0.5, 0.25)):
+        blend = replace(plain.blend, topics=2, topic_weight=weights[0], own_topic_weight=weights[1])
+        added = sum(w * spread(ials) / spread(part) * part for w, part in zip(weights, (history, own), strict=True))
+        np.testing.assert_allclose(topics.blended(plain, blend).scores(everyone), ials + added, rtol=1e-3, atol=1e-3)
+    nothing = topics.blended(plain, replace(plain.blend, topics=2))
+    assert nothing.topics is None
+
+
+@pytest.mark.parametrize("owners", [USER_TEXT, ITEM_TEXT])
+def test_topics_need_texts_of_items_and_for_ones_own_those_of_users(make, fits, texts, monkeypatch, owners):
+    monkeypatch.setattr(teacher_module, "USER_TEXT_WEIGHTS", (0.0,))
+    monkeypatch.setattr(teacher_module, "EASE_WEIGHTS", (0.0,))
+    everything = make().blend
+    assert max(everything.topic_weight, everything.own_topic_weight) > 0
+    assert everything.validation_ndcg_at_100 > make("ials").blend.validation_ndcg_at_100 + 0.05
+    rows = np.flatnonzero(texts.kind == owners)
+    columns = {name: getattr(texts, name)[rows] for name in ("kind", "user", "item", "prompt_length")}
+    blend = make(texts=Texts(texts.documents.take(rows), **columns)).blend
+    assert (blend.topic_weight > 0) == (owners == ITEM_TEXT)
+    assert blend.own_topic_weight == 0.0
+
+
 @pytest.mark.parametrize("kind", ["ials", "blend"])
 def test_a_teacher_is_fitted_once_and_opens_to_the_same(make, fits, tmp_path, caplog, monkeypatch, kind):
     monkeypatch.setattr(teacher_module, "RIDGES", (3.0,))
+    monkeypatch.setattr(teacher_module, "EASE_WEIGHTS", (0.0,))  # so that there is something left for topics
     with caplog.at_level(logging.INFO, "training"):
         fitted, opened = make(kind, seed=5), make(kind, seed=5)
     assert fits == [5]
     assert opened.blend == fitted.blend
+    assert (fitted.topics is not None) == (kind == "blend")
     np.testing.assert_array_equal(opened.logits(np.arange(USERS)), fitted.logits(np.arange(USERS)))
     assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
     assert f"validation_ndcg_at_100 {fitted.blend.validation_ndcg_at_100}" in caplog.text
@@ -278,9 +325,11 @@ def test_another_runs_settings_are_taken_and_none_are_searched_for(make, splits,
     plain = fit_teacher(fewer, splits[1], corpora_of(texts), "ials", 0, tmp_path / "plain", tmp_path / "teacher")
     assert plain.from_items is None
     assert (plain.blend.ease_weight, plain.blend.user_text_weight) == (0.0, 0.0)
+    assert (plain.blend.topic_weight, plain.blend.own_topic_weight) == (0.0, 0.0)
     none = Texts(Ragged.from_lists([]), *(np.empty(0, np.int64) for _ in range(4)))
     silent = fit_teacher(fewer, splits[1], corpora_of(none), "blend", 0, tmp_path / "silent", tmp_path / "teacher")
     assert (silent.blend.ease_text_weight, silent.blend.user_text_weight) == (0.0, 0.0)
+    assert (silent.blend.topic_weight, silent.blend.own_topic_weight, silent.topics) == (0.0, 0.0, None)
 
 
 def test_the_ials_of_a_teacher_is_a_baseline(make, fits, tmp_path):

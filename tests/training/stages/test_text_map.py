@@ -100,6 +100,78 @@ def test_states_are_further_inputs_of_the_ridge():
     np.testing.assert_allclose(fitted.coefficients[5:], 0.5 * together.coefficients[5:], atol=1e-5)
 
 
+def nearness_alone(monkeypatch):
+    """Regressions that say nothing, so that what is left is how near texts are to texts."""
+    monkeypatch.setattr(text_map, "RIDGES", (1e6,))
+
+
+@pytest.mark.parametrize("kinds", [("user", "item"), ("item",)])
+def test_words_that_are_near_those_about_items_need_nobodys_history(kinds, monkeypatch):
+    nearness_alone(monkeypatch)
+    best = {}
+    for weights in ((0.0,), text_map.TOPIC_WEIGHTS):
+        monkeypatch.setattr(text_map, "TOPIC_WEIGHTS", weights)
+        made = model_of_groups()
+        fitted = fit_text_map(made, corpora_of(kinds), seed=0)
+        assert fitted.user_topic_weight in weights
+        # What spreads by a millionth is brought to the spread of the regression: the scale is lost, the order is not.
+        scores = made.item_logits(made.query_states(texts=[sentence(1, 2, 3), sentence(21, 22, 23)]))
+        best[weights] = (GROUP_OF_ITEM[scores.topk(5).indices] == [[0], [1]]).mean()
+    assert fitted.user_topic_weight > 0
+    assert best[text_map.TOPIC_WEIGHTS] >= 0.8 > best[(0.0,)]
+
+
+def addition(weight, centred=False, validation=None):
+    """A regression of three rows on four terms, and nearness that says the opposite."""
+    inputs = csr_matrix(np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0.6, 0.8, 0]], np.float32))
+    ridge = Ridge.fit(inputs, np.array([[1.0, -1.0], [-1.0, 1.0], [-1.0, 1.0]]), 0.5)
+    added = np.array([[-3.0, 3.0, 3.0, 0.0], [3.0, -3.0, -3.0, 0.0]], np.float32)
+    train = csr_matrix((3, 2), dtype=np.float32)
+    validation = train if validation is None else csr_matrix(np.array(validation, np.float32))
+    head, bias = np.eye(2, dtype=np.float32), np.zeros(2, np.float32)
+    made = text_map.Addition.of(
+        ridge,
+        inputs,
+        added,
+        lambda states: (states, head, bias),
+        (train, validation),
+        np.arange(3),
+        weight,
+        centred=centred,
+    )
+    return ridge, inputs.toarray(), added, made
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_an_addition_spreads_as_widely_as_the_regression_times_its_weight(centred):
+    ridge, inputs, added, made = addition(0.5, centred)
+    more = inputs @ added.T
+    more = more - more.mean(0) if centred else more
+    np.testing.assert_allclose(
+        made.left_out - ridge.left_out, 0.5 * ridge.left_out.std() / more.std() * more, rtol=1e-4
+    )
+    # What the coefficients say of the rows themselves is the regression and the addition.
+    predicted = inputs @ made.coefficients + made.mean
+    np.testing.assert_allclose(
+        predicted - (inputs @ ridge.coefficients + ridge.mean), made.left_out - ridge.left_out, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_the_weight_of_an_addition_is_what_validation_likes():
+    as_the_regression, as_the_addition = [[1, 0], [0, 1], [0, 1]], [[0, 1], [1, 0], [1, 0]]
+    assert addition(None, validation=as_the_regression)[3].weight == 0.0
+    assert addition(None, validation=as_the_addition)[3].weight > 1.0
+    assert addition(None)[3].weight == 0.0
+
+
+def test_what_was_chosen_before_is_not_chosen_again(model, monkeypatch):
+    monkeypatch.setattr(text_map, "best_weight", None)
+    chosen = {"user_topic_weight": 0.3, "item_topic_weight": 0.2, "weight_beside_history": 0.9}
+    fitted = fit_text_map(model, corpora_of(), seed=0, chosen=chosen)
+    assert {name: getattr(fitted, name) for name in text_map.CHOSEN} == chosen
+    assert model.model.text_map.weight_beside_history.item() == pytest.approx(0.9)
+
+
 def test_of_too_many_rows_some_are_taken_in_order():
     taken = some(np.arange(100) % 2 == 0, 10, np.random.default_rng(0))
     assert len(taken) == 10
