@@ -6,7 +6,8 @@ python benchmarks/quality.py --ablation --set sample          each departure fro
 
 Baselines are tuned on validation over the grids of `training/evaluation/baselines.py`: popularity, item-kNN, EASE, iALS. So are those
 that know the texts: what users with like texts chose (TF-IDF, kernel ridge, one's own row left out), EASE that sees the items' texts,
-and iALS blended with both, the teacher of the default recipe. The likeness of the items' texts to the history's (TF-IDF, cosines) has
+topics of histories and of people's own texts against those of the items, and iALS blended with all of these, the teacher of the
+default recipe. The likeness of the items' texts to the history's (TF-IDF, cosines) has
 nothing to choose. A run is kept in --folder and not done again for the same recipe. Printed is test
 NDCG@100, mean over seeds with its standard deviation, and the paired differences to the classical baselines with their standard errors over users;
 --write puts it all into benchmarks/results/quality.json and draws the picture.
@@ -97,14 +98,16 @@ def blends(recipe: Recipe) -> dict[str, np.ndarray]:
     train, validation, test = (split_matrix(corpora, name) for name in ("recommendation", "validation", "test"))
     blend = fit_teacher(train, validation, corpora, "blend", recipe.seed, run.checkpoints("teacher"))
     users, seen = np.flatnonzero(np.diff(test.indptr)), (train + validation).tocsr()
-    no_factors = replace(blend, user_factors=0 * blend.user_factors, item_factors=0 * blend.item_factors)
+    no_factors = replace(blend, user_factors=0 * blend.user_factors, item_factors=0 * blend.item_factors, topics=None)
     has_texts = len(corpora.texts("content")) > 0
     models: dict[str, Teacher] = {}
-    if blend.blend.user_text_weight or blend.blend.ease_weight:
+    if blend.blend.user_text_weight or blend.blend.ease_weight or blend.topics is not None:
         models["iALS, EASE and texts" if has_texts else "iALS and EASE"] = blend
     if blend.from_items is not None:
         label = "EASE with texts" if blend.blend.ease_text_weight else "EASE of the blend"
         models[label] = replace(no_factors, blend=Blend({}, 0.0, 0.0, ease_weight=1.0))
+    if blend.topics is not None:
+        models["topics of texts"] = replace(no_factors, topics=blend.topics, blend=Blend({}, 0.0, 0.0))
     if blend.from_user_text is not None:
         models["texts of users"] = replace(no_factors, blend=Blend({}, 0.0, 0.0, user_text_weight=1.0))
     counts = term_counts(corpora)

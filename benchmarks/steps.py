@@ -15,7 +15,7 @@ import transformers
 
 from benchmarks.published_recipe import Documents, endless
 from configuration.recipe import Recipe
-from modeling_cllm4rec.packing_cllm4rec import PACKED_SDPA, Packing
+from modeling_cllm4rec.packing_cllm4rec import PACKED_SDPA, Packing, rows_to_fill
 from training.data.batches import Batch, layout_of, plan_epoch
 from training.data.corpora import Corpora, open_corpora
 from training.evaluation.ranking import best_items
@@ -141,7 +141,7 @@ def limit(
 ) -> Callable[[], float]:
     """Forward and backward of the bare backbone on the very tokens of our steps, packed, and one softmax head.
 
-    The backbone is a copy of the one that our step runs (weights, dropout, activation and attention), in training mode;
+    The backbone is a copy of the one that our step runs (weights, dropout, activation, attention and precision), in training mode;
     gradients are computed for its inputs and, where it learns, for its weights. The head is one matrix product and a
     cross-entropy at the positions that carry a loss, one a prompt in the recommendation stage. Batches are made beforehand;
     there is no optimiser.
@@ -153,7 +153,7 @@ def limit(
     steps, done = Steps(stage, recipe, opened), 0
     if plan is not None:
         steps.plan = plan
-    base = steps.towers.base
+    base, half = steps.towers.base, steps.accelerator.mixed_precision == "bf16"
     # A copy, so that weights, dropout and kernels are those of the step; the model switches its own to packed rows at the first of them.
     bare = copy.deepcopy(base.backbone).train()
     bare.set_attn_implementation(PACKED_SDPA)
@@ -162,7 +162,7 @@ def limit(
     # The rows of our head: from ones that are drawn much larger, the softmax over the words takes a quarter longer.
     head = steps.towers.heads[steps.objective.name].get_output_embeddings().weight.detach().clone()
     head.requires_grad_(stage != "content" or learns)
-    prepared = [bare_inputs(stage, steps.batch(number), head) for number in range(len(steps.plan))]
+    prepared = [bare_inputs(stage, steps.batch(number), head, half=half) for number in range(len(steps.plan))]
 
     def train() -> float:
         nonlocal done
@@ -170,8 +170,10 @@ def limit(
         for number in range(done, done + batches):
             embeds, arguments, places, targets, documents = prepared[number % len(prepared)]
             embeds = embeds.clone().requires_grad_(True)
-            hidden = bare(inputs_embeds=embeds, use_cache=False, **arguments()).last_hidden_state[0]
-            softmax(hidden[places], head, targets).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                hidden = bare(inputs_embeds=embeds, use_cache=False, **arguments()).last_hidden_state[0]
+                loss = softmax(hidden[places], head, targets)
+            loss.backward()
             bare.zero_grad()
             head.grad = None
             counted += documents
@@ -181,13 +183,16 @@ def limit(
     return train
 
 
-def bare_inputs(stage: str, batch: Batch, head: torch.Tensor) -> tuple[Any, ...]:
+def bare_inputs(stage: str, batch: Batch, head: torch.Tensor, *, half: bool) -> tuple[Any, ...]:
     """Embeddings, the backbone's other arguments (made anew for each pass), positions with a loss, their targets, documents."""
     lengths, shape = batch["document_lengths"], batch["input_ids"].shape
     embeds = torch.randn(*shape, head.shape[1]) * 0.05
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        filled = rows_to_fill(embeds)
+    embeds = F.pad(embeds, (0, 0, 0, filled))
 
     def arguments() -> dict[str, Any]:
-        return Packing.of(lengths, shape, embeds.device).backbone_arguments(PACKED_SDPA)
+        return Packing.of(lengths, shape, embeds.device).backbone_arguments(PACKED_SDPA, filled)
 
     if stage == "recommendation":
         places = torch.tensor(lengths).cumsum(0) - 1

@@ -197,7 +197,9 @@ class Stage:
     )
     max_grad_norm: float = knob("gradients are clipped to this norm; 0: not", 1.0)
     patience: int = knob("stop after so many epochs without a better validation NDCG@100; 0: never", 0)
-    mixed_precision: Literal["no", "bf16", "fp16"] = knob("autocast of forward and backward", "no")
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = knob(
+        "autocast of forward and backward; auto: bf16 where the processor or GPU has instructions for it", "no"
+    )
     gradient_checkpointing: bool = knob("recompute activations in the backward pass, for less memory", False)
 
 

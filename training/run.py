@@ -24,6 +24,7 @@ from configuration.load import fingerprint
 from configuration.recipe import Recipe, Stage
 from training.data.corpora import Corpora, build_corpora, open_corpora
 from training.data.interactions import VALIDATION, Interactions
+from training.device import check_device, computes_in_bf16
 from training.evaluation.scoring import split_matrix
 from training.files import unwritable, write_text
 from training.stages.loop import Progress
@@ -250,43 +251,23 @@ def make_accelerator(recipe: Recipe, stage: Stage | None, folder: Path) -> Accel
         if device is not None
         else not (torch.cuda.is_available() or torch.backends.mps.is_available())
     )
+    precision = "no" if stage is None else stage.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if computes_in_bf16("cpu" if on_cpu else "cuda") else "no"
     # A notebook runs one stage after the other; Accelerate would keep the precision of the first one for good.
     AcceleratorState._reset_state()
     try:
         return Accelerator(
             cpu=on_cpu,
-            mixed_precision="no" if stage is None else stage.mixed_precision,
+            mixed_precision=precision,
             log_with=recipe.tracker if stage is not None and recipe.tracker != "none" else None,
             project_dir=str(folder),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
     except (ValueError, ImportError) as error:
-        precision = "no" if stage is None else stage.mixed_precision
         raise InputError(
             f"device {recipe.device!r}, tracker {recipe.tracker!r}, mixed_precision {precision!r}: {str(error).splitlines()[0]}"
         ) from error
-
-
-def check_device(name: str) -> torch.device | None:
-    """The named device; None for `auto`.
-
-    Raises:
-        InputError: naming the devices that are there.
-    """
-    if name == "auto":
-        return None
-    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        there.append("mps")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device: {name!r} is no device; here there are auto, {', '.join(there)}") from error
-    if device.type not in {other.split(":")[0] for other in there} or (device.index is not None and name not in there):
-        raise InputError(f"device: {name!r} is not on this machine; here there are auto, {', '.join(there)}")
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
-    return device
 
 
 def prepare_corpora(run: Run, interactions: Interactions) -> Corpora:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from training.device import computes_in_bf16
+
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "safetensors", "numpy", "implicit")
 METRICS = {"ndcg_at_100": "NDCG@100", "recall_at_20": "Recall@20", "recall_at_40": "Recall@40"}
 NAMES = {"popularity": "popularity", "item_knn": "item-kNN", "ease": "EASE", "ials": "iALS"}
@@ -21,7 +23,12 @@ def versions() -> dict[str, str]:
 def hardware() -> dict[str, Any]:
     """The kind of machine, as far as it bears on time and memory."""
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"machine": platform.machine(), "cpu_threads": torch.get_num_threads(), "accelerator": accelerator}
+    return {
+        "machine": platform.machine(),
+        "cpu_threads": torch.get_num_threads(),
+        "accelerator": accelerator,
+        "bf16": computes_in_bf16("cuda" if accelerator else "cpu"),
+    }
 
 
 def metrics_table(results: dict[str, Any]) -> str:

@@ -335,7 +335,12 @@ def stage_rows(results: dict[str, Any], recipe: Recipe) -> list[list[str]]:
         "stops early after": [
             f"{number_of(stage.patience, 'epoch')} without gain" if stage.patience else "never" for stage, _ in stages
         ],
-        "mixed precision": [stage.mixed_precision for stage, _ in stages],
+        "mixed precision": [
+            ("bf16" if results["hardware"].get("bf16") else "no")
+            if stage.mixed_precision == "auto"
+            else stage.mixed_precision
+            for stage, _ in stages
+        ],
         "time": [duration(found["seconds"]) for _, found in stages],
         "most memory": [file_size(found["peak_memory_bytes"]) for _, found in stages],
     }
