@@ -9,7 +9,9 @@ On ml-100k where it is at hand (else on the sample), the frozen GPT-2 of 4 layer
 import argparse
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import torch
@@ -23,6 +25,7 @@ from benchmarks.steps import Steps
 from configuration.recipe import Recipe
 from modeling_cllm4rec import modeling_cllm4rec as modeling
 from training.data.corpora import open_corpora
+from training.device import computes_in_bf16
 from training.stages.model import set_attention_dropout
 from training.stages.optimiser import RowwiseAdamW
 
@@ -43,11 +46,14 @@ def trains(stage: str, recipe: Recipe, corpora: Path, batches: int, without: str
         recipe: Of the run.
         corpora: Its corpora.
         batches: Steps at a call.
-        without: `packing`, `gelu`, `attention`, `chunks`, `positions`, or `` for none.
+        without: `packing`, `gelu`, `attention`, `chunks`, `positions`, `rows`, `half`, or `` for none.
 
     Returns:
         A function that gives the number of documents.
     """
+    if without == "half":
+        stages = {name: replace(getattr(recipe, name), mixed_precision="no") for name in ("pretrain", "finetune")}
+        recipe = replace(recipe, **stages)
     steps = steps_of(stage, recipe, corpora)
     if without == "gelu":
         for module in steps.towers.base.backbone.modules():
@@ -60,6 +66,8 @@ def trains(stage: str, recipe: Recipe, corpora: Path, batches: int, without: str
         vars(nn.functional).pop("linear_cross_entropy", None)  # as in a torch before 2.13
     elif without == "positions":
         mock.patch.object(modeling, "next_token_loss", loss_everywhere).start()
+    elif without == "rows":
+        mock.patch.object(modeling, "rows_to_fill", return_value=0).start()
     elif without == "packing":
         mock.patch.object(modeling.CLLM4RecModel, "forward_packed", forward_padded).start()
     return lambda: sum(steps(number) for number in range(batches))
@@ -102,12 +110,23 @@ def row_steps(sparse: bool) -> Callable[[], float]:
     return step
 
 
+class Part(NamedTuple):
+    """An optimisation: what is claimed, the stage that shows it, its name in [`trains`], and whether it is one of bfloat16."""
+
+    claim: str
+    stage: str
+    name: str
+    half: bool = False
+
+
 PARTS = (
-    ("packing, ÷ padded to the longest", "collaborative", "packing"),
-    ("one kernel for GELU, ÷ eight operations", "collaborative", "gelu"),
-    ("attention without dropout in one kernel, ÷ with it", "collaborative", "attention"),
-    ("softmax over the words by one kernel in chunks, ÷ logits at once", "content", "chunks"),
-    ("logits where a label is, ÷ everywhere", "content", "positions"),
+    Part("packing, ÷ padded to the longest", "collaborative", "packing"),
+    Part("one kernel for GELU, ÷ eight operations", "collaborative", "gelu"),
+    Part("attention without dropout in one kernel, ÷ with it", "collaborative", "attention"),
+    Part("softmax over the words by one kernel in chunks, ÷ logits at once", "content", "chunks"),
+    Part("logits where a label is, ÷ everywhere", "content", "positions"),
+    Part("bfloat16, ÷ float32", "collaborative", "half", half=True),
+    Part("rows of bfloat16 filled up to few numbers, ÷ as many as there are", "collaborative", "rows", half=True),
 )
 
 
@@ -121,13 +140,18 @@ def claims(short: bool, folder: Path | None = None) -> Iterator[Claim]:
     name, repeats, batches = set_at_hand("ml-100k"), 3 if short else 5, 2 if short else 6
     with tempfile.TemporaryDirectory(prefix="parts-") as temporary:
         where = folder or Path(temporary)
-        corpora, recipe = make_corpora(name, where), set_recipe(name, where)
-        for claim, stage, without in PARTS:
+        corpora = make_corpora(name, where)
+        for part in PARTS:
+            if part.half and not computes_in_bf16("cpu"):
+                print(f"{part.claim}: not measured, this processor has no instructions for bfloat16")
+                continue
+            words = ["pretrain.mixed_precision=bf16"] if part.half else []
+            recipe = set_recipe(name, where, *words)
             with (
-                Worker(trains, stage, recipe, corpora, batches, "") as mine,
-                Worker(trains, stage, recipe, corpora, batches, without) as other,
+                Worker(trains, part.stage, recipe, corpora, batches, "") as mine,
+                Worker(trains, part.stage, recipe, corpora, batches, part.name) as other,
             ):
-                found = alternate(claim, name, mine, other, unit="documents/s", repeats=repeats, command=COMMAND)
+                found = alternate(part.claim, name, mine, other, unit="documents/s", repeats=repeats, command=COMMAND)
             yield found
     with Worker(row_steps, True) as mine, Worker(row_steps, False) as other:
         found = alternate(

@@ -178,10 +178,10 @@ def packed_sdpa(
             dropout=dropout, scaling=scaling, sliding_window=sliding_window, **kwargs,
         )  # fmt: skip
     groups, back = packing.groups
-    dtype, total = query.dtype, query.shape[2]
-    if query.device.type == "cpu" and dtype != torch.float32:
-        # torch's attention on a processor is three times as slow backward in bfloat16 as in float32.
-        query, key, value = query.float(), key.float(), value.float()
+    dtype, total = value.dtype, query.shape[2]  # rotated positions come in float32
+    wide = torch.float32 if query.device.type == "cpu" else dtype
+    # torch's attention on a processor is three times as slow backward in bfloat16 as in float32.
+    query, key, value = query.to(wide), key.to(wide), value.to(wide)
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)

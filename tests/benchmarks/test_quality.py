@@ -24,7 +24,7 @@ def test_ours_stands_beside_baselines_and_beside_what_the_texts_say(rows):
     _, found = rows
     assert set(found) == {
         "CLLM4Rec, default", "CLLM4Rec, default, by history alone", "popularity", "iALS, EASE and texts", "EASE with texts",
-        "texts of users", "texts of items",
+        "texts of users", "texts of items", "topics of texts",
     }  # fmt: skip
     ours = found["CLLM4Rec, default"]
     assert ours["ndcg_at_100"]["std"] > 0

@@ -186,7 +186,7 @@ def test_a_field_like_no_other_lists_those_of_its_section():
         ("seed=", "'seed' is none, it must be a whole number"),
         ("data.publish_users=yes", "'data.publish_users' is 'yes', it must be true or false"),
         ("data.path=[a]", "'data.path' is [a], it must be text or none"),
-        ("finetune.mixed_precision=bf61", "it must be one of no, bf16, fp16; the nearest is 'bf16'"),
+        ("finetune.mixed_precision=bf61", "it must be one of no, bf16, fp16, auto; the nearest is 'bf16'"),
         ("method.held_out_share=0.2", "it must be a list [a, b] of numbers"),
         ("backbone.config=gpt2", "it must be a mapping {key: value}"),
         ("method=paper", "'method' is 'paper', it must be a section, with fields such as 'method.content_tower'"),
@@ -421,4 +421,4 @@ def test_the_description_holds_each_field_with_default_type_and_meaning_in_100_c
         assert f"{name}{':' if known.is_section else ' ='} " in words
         assert known.help in words
     assert f"finetune.lr = {load_recipe(None).finetune.lr} (a number, more than 0)" in words
-    assert "finetune.mixed_precision = 'no' (one of no, bf16, fp16)" in words
+    assert "finetune.mixed_precision = auto (one of no, bf16, fp16, auto)" in words

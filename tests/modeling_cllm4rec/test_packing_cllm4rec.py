@@ -12,7 +12,7 @@ from modeling_cllm4rec import (
     CLLM4RecForRecommendation,
     CLLM4RecModel,
 )
-from modeling_cllm4rec.packing_cllm4rec import MOST_PADDING, PACKED_SDPA, Packing
+from modeling_cllm4rec.packing_cllm4rec import MOST_PADDING, PACKED_SDPA, ROWS_AT_A_TIME, Packing, rows_to_fill
 
 LENGTHS = (5, 1, 9, 4, 9, 2, 8)
 WORDS, USERS, ITEMS = 20, 4, 11
@@ -65,6 +65,48 @@ def test_gradients_are_those_of_the_documents_one_by_one():
         sum(model(**inputs).last_hidden_state.square().sum() for inputs in passes).backward()
         gradients.append((model.user_embeddings.weight.grad, model.item_embeddings.weight.grad))
     torch.testing.assert_close(*gradients)
+
+
+def half(enabled=True):
+    return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+
+
+@pytest.mark.parametrize("backbone", [GPT2, GROUPED, WINDOWED], ids=lambda words: words["model_type"])
+def test_half_precision_fills_the_row_and_gives_nearly_the_same(backbone):
+    model, rows, seen = make(CLLM4RecModel, backbone), documents(), []
+    wanted = model(**packed(rows)).last_hidden_state
+    model.backbone.register_forward_pre_hook(
+        lambda module, args, given: seen.append(given["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    with half():
+        found = model(**packed(rows)).last_hidden_state
+        states = model(**packed(rows), output_hidden_states=True).hidden_states
+    assert seen == [ROWS_AT_A_TIME, sum(LENGTHS)]
+    assert found.shape == wanted.shape
+    assert {state.shape for state in states} == {wanted.shape}
+    torch.testing.assert_close(found.float(), wanted, atol=0.15, rtol=0.05)
+    assert not torch.equal(found.float(), wanted)
+
+
+def test_gradients_in_half_precision_are_nearly_those_in_float32():
+    gradients = []
+    for enabled in (False, True):
+        model = make(CLLM4RecModel)
+        with half(enabled):
+            loss = model(**packed(documents())).last_hidden_state.float().square().sum()
+        loss.backward()
+        gradients.append(model.item_embeddings.weight.grad)
+    torch.testing.assert_close(*gradients, atol=0.05 * gradients[0].abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize(("tokens", "filled"), [(1, 127), (128, 0), (129, 127)])
+def test_rows_are_filled_in_half_precision_on_a_processor_alone(tokens, filled):
+    embeds = torch.empty(1, tokens, 4)
+    assert rows_to_fill(embeds) == 0
+    assert rows_to_fill(embeds.bfloat16()) == filled
+    with half():
+        assert rows_to_fill(embeds) == filled
+        assert rows_to_fill(embeds.to("meta")) == 0
 
 
 def test_what_is_not_packed_is_computed_as_before():

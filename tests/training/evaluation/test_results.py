@@ -4,6 +4,7 @@ import platform
 import torch
 import transformers
 
+from training.device import computes_in_bf16
 from training.evaluation.results import LIBRARIES, hardware, metrics_table, show_recommendations, versions
 
 
@@ -67,3 +68,4 @@ def test_the_machine_is_named_and_fits_into_json():
     assert found["machine"] == platform.machine()
     assert found["cpu_threads"] == torch.get_num_threads()
     assert (found["accelerator"] is None) is not torch.cuda.is_available()
+    assert found["bf16"] is computes_in_bf16("cuda" if found["accelerator"] else "cpu")

@@ -473,6 +473,15 @@ def test_a_set_without_text_has_no_words_about_texts(results, recipe):
     assert "may repeat parts" not in card
 
 
+@pytest.mark.parametrize(("able", "shown"), [(True, "bf16"), (False, "no"), (None, "no")])
+def test_the_precision_is_the_one_that_auto_came_to(results, recipe, vary, able, shown):
+    results["hardware"].pop("bf16", None)
+    if able is not None:
+        results["hardware"]["bf16"] = able
+    recipe = vary(recipe, pretrain={"mixed_precision": "auto"}, finetune={"mixed_precision": "fp16"})
+    assert f"| mixed precision | {shown} | fp16 |" in card_text(results, recipe, repo_id="me/store")
+
+
 def test_a_gpu_is_named(results, recipe):
     results["hardware"] |= {"accelerator": "NVIDIA H100", "cpu_threads": 8, "machine": "x86_64"}
     assert " on NVIDIA H100 and 8 CPU threads (x86_64)." in card_text(results, recipe, repo_id="me/store")
