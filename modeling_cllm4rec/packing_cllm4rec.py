@@ -20,7 +20,7 @@ from transformers.masking_utils import sdpa_mask
 PACKED_SDPA = "packed_sdpa"
 
 # In half precision a processor's matrix products are compiled for each number of rows: few numbers, few compilations.
-ROWS_AT_A_TIME = 128
+ROWS_AT_A_TIME = 64
 
 # Documents are attended to together as long as no more than this share of their rectangle is padding.
 MOST_PADDING = 0.125

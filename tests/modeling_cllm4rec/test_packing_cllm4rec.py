@@ -99,7 +99,7 @@ def test_gradients_in_half_precision_are_nearly_those_in_float32():
     torch.testing.assert_close(*gradients, atol=0.05 * gradients[0].abs().max().item(), rtol=0)
 
 
-@pytest.mark.parametrize(("tokens", "filled"), [(1, 127), (128, 0), (129, 127)])
+@pytest.mark.parametrize(("tokens", "filled"), [(1, 63), (64, 0), (65, 63)])
 def test_rows_are_filled_in_half_precision_on_a_processor_alone(tokens, filled):
     embeds = torch.empty(1, tokens, 4)
     assert rows_to_fill(embeds) == 0

@@ -23,7 +23,7 @@ from training.run import Run
 from training.stages import teacher as teachers
 from training.stages import text_map, user_offsets
 
-WEIGHTS = {"user_topic_weight": 0.3, "item_topic_weight": 0.2, "weight_beside_history": 0.7}
+WEIGHTS = {"user_topic_weight": 0.3, "weight_beside_history": 0.7}
 
 
 def read(path):

@@ -1,14 +1,14 @@
 """The text map, fitted in closed form when training has ended: ridge regression from TF-IDF to what the trained model knows.
 
 Not in the paper. A person's words lead to the state whose item scores come nearest to the person's history; an item's words lead to
-its embedding and bias. That is chosen by leave-one-out predictions, which cost nothing beside the fit. To both comes what needs no
-history at all: how near the words are, by their topics, to what is written about each item (each person). What it weighs, and what
-a text weighs beside a history, is chosen on the validation split.
+its embedding and bias. That is chosen by leave-one-out predictions, which cost nothing beside the fit. To a person's words comes what
+needs nobody's history: how near they are, by their topics, to what is written about each item. What it weighs, and what a text
+weighs beside a history, is chosen on the validation split.
 """
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ SCORES_AT_A_TIME = 2**25
 
 
 # What validation chooses, of [`FittedTextMap`].
-CHOSEN = ("user_topic_weight", "item_topic_weight", "weight_beside_history")
+CHOSEN = ("user_topic_weight", "weight_beside_history")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,6 @@ class FittedTextMap:
 
     Attributes:
         user_topic_weight: What nearness of a person's words to those about the items weighs beside the ridge regression.
-        item_topic_weight: What nearness of an item's words to people's weighs beside it.
         said: What the text of each known user adds to a state, by what others with such texts like, so that one's own history does not
             speak twice; `(num_users, width)` float32, or None where users have no texts.
     """
@@ -60,7 +59,6 @@ class FittedTextMap:
     item_state_weight: float
     item_ndcg_at_100: float
     user_topic_weight: float
-    item_topic_weight: float
     scale: float
     weight_beside_history: float
     validation_ndcg_at_100: float
@@ -173,11 +171,11 @@ def fit_text_map(
     )
     validation = split_matrix(corpora, "validation")
     near_items = likeness(to_state, tf_idf(item_terms, rarity)[0])
-    user_topics = Addition.of(
-        of_users[0], tf_idf(user_terms[users], rarity)[0], near_items, lambda states: (states, head, 0 * bias),
-        (train, validation), users, None if chosen is None else chosen["user_topic_weight"],
+    user_map, topic_weight = with_topics(
+        of_users[0], tf_idf(user_terms[users], rarity)[0], near_items, head, (train, validation), users,
+        None if chosen is None else chosen["user_topic_weight"],
     )  # fmt: skip
-    scale = best_scale(user_topics.left_out @ head.T, bias - head @ (to_state @ bias), train[users])
+    scale = best_scale(user_map.left_out @ head.T, bias - head @ (to_state @ bias), train[users])
 
     rows = some((np.diff(train.tocsc().indptr) > 0) & (np.diff(item_terms.indptr) > 0), MOST_ROWS, rng)
     scores = ModelScores(
@@ -195,24 +193,17 @@ def fit_text_map(
         None if item_states is None else item_states[rows],
     )
 
-    near_people = likeness(from_states(states), tf_idf(user_terms[compared], rarity)[0])
-    item_topics = Addition.of(
-        of_items[0], tf_idf(item_terms[rows], rarity)[0], np.pad(near_people, ((0, 1), (0, 0))),
-        lambda items: (states, items[:, :-1], items[:, -1]), (train[:, rows], validation[:, rows]), compared,
-        None if chosen is None else chosen["item_topic_weight"], centred=True,
-    )  # fmt: skip
-
     made.terms.copy_(torch.from_numpy(terms))
     made.rarity.copy_(torch.from_numpy(rarity))
-    user_map, item_map = of_users[0], of_items[0]
-    made.to_state.weight.copy_(torch.from_numpy(scale * user_topics.coefficients.T))
-    made.to_state.bias.copy_(torch.from_numpy(scale * user_topics.mean - (to_state @ bias).astype(np.float32)))
-    made.to_item.weight.copy_(torch.from_numpy(item_topics.coefficients.T))
-    made.to_item.bias.copy_(torch.from_numpy(item_topics.mean))
+    item_map = of_items[0]
+    made.to_state.weight.copy_(torch.from_numpy(scale * user_map.coefficients.T))
+    made.to_state.bias.copy_(torch.from_numpy(scale * user_map.mean - (to_state @ bias).astype(np.float32)))
+    made.to_item.weight.copy_(torch.from_numpy(item_map.coefficients.T))
+    made.to_item.bias.copy_(torch.from_numpy(item_map.mean))
     beside_history, reached, said = USUAL_WEIGHT if chosen is None else chosen["weight_beside_history"], 0.0, None
     if own_texts:
         said = np.zeros((corpora.num_users, head.shape[1]), np.float32)
-        said[users] = scale * (user_topics.left_out - user_topics.mean)
+        said[users] = scale * (user_map.left_out - user_map.mean)
         judged = some(np.isin(np.arange(len(said)), users) & (np.diff(validation.indptr) > 0), COMPARED_USERS, rng)
         if chosen is None and len(judged):
             states = scores.states(judged).float().cpu().numpy()
@@ -226,7 +217,7 @@ def fit_text_map(
         len(terms),
         *(user_map.ridge, user_map.state_weight, of_users[1]),
         *(item_map.ridge, item_map.state_weight, of_items[1]),
-        *(user_topics.weight, item_topics.weight, scale, beside_history, reached),
+        *(topic_weight, scale, beside_history, reached),
         said=said,
     )
     numbers = {name: value for name, value in vars(fitted).items() if name != "said"}
@@ -234,73 +225,42 @@ def fit_text_map(
     return fitted
 
 
-@dataclass(frozen=True)
-class Addition:
-    """A ridge regression, and beside it what the texts alone say.
+def with_topics(
+    ridge: Ridge,
+    inputs: csr_matrix,
+    added: np.ndarray,
+    head: np.ndarray,
+    splits: tuple[csr_matrix, csr_matrix],
+    users: np.ndarray,
+    weight: float | None,
+) -> tuple[Ridge, float]:
+    """A ridge regression to states with nearness to the items' texts added, and the weight of that: the one that validation likes best.
 
-    Attributes:
-        weight: What that weighs; 1: its scores spread as widely as those of the regression.
-        coefficients: As of [`Ridge`], both together.
-        mean: Likewise.
-        left_out: Likewise.
+    Args:
+        ridge: The regression.
+        inputs: TF-IDF of its rows, `(rows, terms)`.
+        added: From terms to what is added to a state, `(width, terms)`.
+        head: The item head's rows, `(items, width)`.
+        splits: Training and validation pairs, `(num_users, items)` each.
+        users: Of the rows.
+        weight: Where it is not to be chosen. Of weight 1 its scores spread as widely as those of the regression.
     """
-
-    weight: float
-    coefficients: np.ndarray
-    mean: np.ndarray
-    left_out: np.ndarray
-
-    @classmethod
-    def of(
-        cls,
-        ridge: Ridge,
-        inputs: csr_matrix,
-        added: np.ndarray,
-        factors: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]],
-        splits: tuple[csr_matrix, csr_matrix],
-        users: np.ndarray,
-        weight: float | None,
-        *,
-        centred: bool = False,
-    ) -> "Addition":
-        """The weight that validation likes best.
-
-        Args:
-            ridge: The regression.
-            inputs: TF-IDF of its rows, `(rows, terms)`.
-            added: From terms to what is added, `(outputs, terms)`.
-            factors: Outputs of the rows to states of the users, rows of the items and the items' biases.
-            splits: Training and validation pairs, `(num_users, items)` each.
-            users: Of the states.
-            weight: Where it is not to be chosen.
-            centred: Whether the mean over the rows adds nothing, so that outputs of new rows are comparable with known ones.
-        """
-        centre = centred * np.asarray(inputs.mean(0), np.float32)
-        more = np.asarray(inputs @ added.T - centre @ added.T, np.float32)
-
-        def scores(outputs: np.ndarray) -> np.ndarray:
-            states, items, bias = factors(outputs)
-            return states[:1024] @ items.T + bias
-
-        own, others = (float((scores(outputs) - scores(0 * outputs)).std()) for outputs in (ridge.left_out, more))
-        unit_weight = own / max(others, 1e-12)
-        train, validation = splits
-        judged = np.flatnonzero(np.diff(validation[users].indptr))[:COMPARED_USERS]
-        if weight is None:
-            weight = 0.0
-            if len(judged):
-
-                def chosen_factors(choice: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-                    states, items, bias = factors(ridge.left_out + choice * unit_weight * more)
-                    return states[judged], items, bias
-
-                weight = best_weight(
-                    chosen_factors, TOPIC_WEIGHTS, csr_matrix(train[users]), csr_matrix(validation[users]), judged
-                )[0]
-        times = weight * unit_weight
-        coefficients, mean = ridge.coefficients.copy(), ridge.mean - times * np.asarray(centre @ added.T).ravel()
-        coefficients[: inputs.shape[1]] += times * added.T
-        return cls(weight, coefficients, mean.astype(np.float32), ridge.left_out + times * more)
+    more = np.asarray(inputs @ added.T, np.float32)
+    own, others = (float((states[:1024] @ head.T).std()) for states in (ridge.left_out, more))
+    more *= own / max(others, 1e-12)
+    train, validation = (csr_matrix(split[users]) for split in splits)
+    judged = np.flatnonzero(np.diff(validation.indptr))[:COMPARED_USERS]
+    if weight is None:
+        weight = 0.0
+        if len(judged):
+            bias = np.zeros(len(head), np.float32)
+            weight = best_weight(
+                lambda choice: ((ridge.left_out + choice * more)[judged], head, bias),
+                TOPIC_WEIGHTS, train, validation, judged,
+            )[0]  # fmt: skip
+    coefficients = ridge.coefficients.copy()
+    coefficients[: inputs.shape[1]] += weight * own / max(others, 1e-12) * added.T
+    return replace(ridge, coefficients=coefficients, left_out=ridge.left_out + weight * more), weight
 
 
 def likeness(outputs: np.ndarray, vectors: csr_matrix) -> np.ndarray:
@@ -312,11 +272,6 @@ def likeness(outputs: np.ndarray, vectors: csr_matrix) -> np.ndarray:
     """
     topics = topics_of(vectors, NUM_TOPICS)
     return np.asarray((outputs @ unit(vectors @ topics.T)) @ topics, np.float32)
-
-
-def from_states(states: np.ndarray) -> np.ndarray:
-    """The matrix `(width, users)` that turns scores for users into the item row whose scores come nearest, of states `(users, width)`."""
-    return to_states(states / np.sqrt(len(states))) / np.sqrt(len(states))
 
 
 def owners_states(

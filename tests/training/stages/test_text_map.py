@@ -121,52 +121,39 @@ def test_words_that_are_near_those_about_items_need_nobodys_history(kinds, monke
     assert best[text_map.TOPIC_WEIGHTS] >= 0.8 > best[(0.0,)]
 
 
-def addition(weight, centred=False, validation=None):
+def with_nearness(weight, validation=None):
     """A regression of three rows on four terms, and nearness that says the opposite."""
     inputs = csr_matrix(np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0.6, 0.8, 0]], np.float32))
     ridge = Ridge.fit(inputs, np.array([[1.0, -1.0], [-1.0, 1.0], [-1.0, 1.0]]), 0.5)
     added = np.array([[-3.0, 3.0, 3.0, 0.0], [3.0, -3.0, -3.0, 0.0]], np.float32)
     train = csr_matrix((3, 2), dtype=np.float32)
     validation = train if validation is None else csr_matrix(np.array(validation, np.float32))
-    head, bias = np.eye(2, dtype=np.float32), np.zeros(2, np.float32)
-    made = text_map.Addition.of(
-        ridge,
-        inputs,
-        added,
-        lambda states: (states, head, bias),
-        (train, validation),
-        np.arange(3),
-        weight,
-        centred=centred,
-    )
-    return ridge, inputs.toarray(), added, made
+    head = np.eye(2, dtype=np.float32)
+    made, weight = text_map.with_topics(ridge, inputs, added, head, (train, validation), np.arange(3), weight)
+    return ridge, inputs.toarray(), added, made, weight
 
 
-@pytest.mark.parametrize("centred", [False, True])
-def test_an_addition_spreads_as_widely_as_the_regression_times_its_weight(centred):
-    ridge, inputs, added, made = addition(0.5, centred)
+def test_nearness_spreads_as_widely_as_the_regression_times_its_weight():
+    ridge, inputs, added, made, _ = with_nearness(0.5)
     more = inputs @ added.T
-    more = more - more.mean(0) if centred else more
     np.testing.assert_allclose(
         made.left_out - ridge.left_out, 0.5 * ridge.left_out.std() / more.std() * more, rtol=1e-4
     )
-    # What the coefficients say of the rows themselves is the regression and the addition.
-    predicted = inputs @ made.coefficients + made.mean
-    np.testing.assert_allclose(
-        predicted - (inputs @ ridge.coefficients + ridge.mean), made.left_out - ridge.left_out, rtol=1e-4, atol=1e-6
-    )
+    # What the coefficients say of the rows themselves is the regression and the nearness.
+    difference = inputs @ made.coefficients + made.mean - (inputs @ ridge.coefficients + ridge.mean)
+    np.testing.assert_allclose(difference, made.left_out - ridge.left_out, rtol=1e-4, atol=1e-6)
 
 
-def test_the_weight_of_an_addition_is_what_validation_likes():
-    as_the_regression, as_the_addition = [[1, 0], [0, 1], [0, 1]], [[0, 1], [1, 0], [1, 0]]
-    assert addition(None, validation=as_the_regression)[3].weight == 0.0
-    assert addition(None, validation=as_the_addition)[3].weight > 1.0
-    assert addition(None)[3].weight == 0.0
+def test_the_weight_of_nearness_is_what_validation_likes():
+    as_the_regression, as_the_nearness = [[1, 0], [0, 1], [0, 1]], [[0, 1], [1, 0], [1, 0]]
+    assert with_nearness(None, as_the_regression)[-1] == 0.0
+    assert with_nearness(None, as_the_nearness)[-1] > 1.0
+    assert with_nearness(None)[-1] == 0.0
 
 
 def test_what_was_chosen_before_is_not_chosen_again(model, monkeypatch):
     monkeypatch.setattr(text_map, "best_weight", None)
-    chosen = {"user_topic_weight": 0.3, "item_topic_weight": 0.2, "weight_beside_history": 0.9}
+    chosen = {"user_topic_weight": 0.3, "weight_beside_history": 0.9}
     fitted = fit_text_map(model, corpora_of(), seed=0, chosen=chosen)
     assert {name: getattr(fitted, name) for name in text_map.CHOSEN} == chosen
     assert model.model.text_map.weight_beside_history.item() == pytest.approx(0.9)
