@@ -103,10 +103,12 @@ def pooled_states(model: "CLLM4RecModel", documents: Sequence[Sequence[int]]) ->
 
 
 def read_states(model: "CLLM4RecForRecommendation", texts: Sequence[str]) -> torch.Tensor | None:
-    """[`pooled_states`] of texts, or None where the model's text map reads words alone."""
+    """[`pooled_states`] of texts, each distinct one read once; None where the model's text map reads words alone."""
     if not model.config.text_states:
         return None
-    return pooled_states(model.base, tokenizer_beside(model)(list(texts), add_special_tokens=False)["input_ids"])
+    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    states = pooled_states(model.base, tokenizer_beside(model)(list(places), add_special_tokens=False)["input_ids"])
+    return states[[places[text] for text in texts]]
 
 
 class TextMap(nn.Module):

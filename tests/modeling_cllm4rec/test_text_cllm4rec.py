@@ -10,7 +10,15 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation
-from modeling_cllm4rec.text_cllm4rec import TEXTS_PER_PASS, TextMap, number_of, pooled_states, terms_of, words_of
+from modeling_cllm4rec.text_cllm4rec import (
+    TEXTS_PER_PASS,
+    TextMap,
+    number_of,
+    pooled_states,
+    read_states,
+    terms_of,
+    words_of,
+)
 
 WORDS, USERS, ITEMS = 50, 5, 7
 PROMPT = {"history": [10, 11], "separator": [12], "recommend": [13, 14]}
@@ -318,6 +326,18 @@ def test_states_of_texts_are_read_beside_their_terms(reading):
     with_nothing = reading.query_states(texts=[""])[0]
     torch.testing.assert_close(with_nothing, nobody)
     assert not torch.allclose(said, torch.zeros_like(said))
+
+
+def test_what_is_said_several_times_is_read_once(reading):
+    asked = []
+    reading.tokenizer = lambda texts, **how: asked.append(texts) or WordNumbers()(texts, **how)
+    states = read_states(reading, ["3 4", "8", "3 4"])
+    assert asked == [["3 4", "8"]]
+    torch.testing.assert_close(states, torch.stack([pooled_of(reading, text) for text in ("3 4", "8", "3 4")]))
+    asked.clear()
+    reading.history_effects([1, 2, 3], [4], text="3 4")
+    assert asked
+    assert all(texts == ["3 4"] for texts in asked)
 
 
 def test_effects_of_words_leave_states_out(reading):
