@@ -17,8 +17,9 @@ from training.data.corpora import Corpora
 from training.data.ragged import Ragged
 from training.evaluation.ranking import ITEMS_PER_BLOCK, evaluate_scores
 
-# Items of all the prompts that go through the backbone together, about: its memory does not follow the batch of users.
-ITEMS_PER_PASS = 8192
+# Items of all the prompts that go through the backbone together, about: its memory does not follow the batch of users. A processor is
+# as fast in small passes.
+ITEMS_PER_PASS, ITEMS_PER_PASS_ON_CPU = 8192, 2048
 
 
 class ModelScores:
@@ -54,7 +55,7 @@ class ModelScores:
         self.model.eval()
         device = self.model.get_output_embeddings().weight.device
         lengths = np.minimum(self.lengths[users], self.max_history)
-        passes = np.cumsum(lengths) // ITEMS_PER_PASS
+        passes = np.cumsum(lengths) // (ITEMS_PER_PASS_ON_CPU if device.type == "cpu" else ITEMS_PER_PASS)
         parts = []
         for part in np.split(users, np.flatnonzero(np.diff(passes)) + 1):
             named = part if self.user_tokens else np.full_like(part, -1)

@@ -14,7 +14,7 @@ from training.evaluation.scoring import ModelScores
 def test_states_are_the_same_in_passes_of_any_size(
     make_towers, shop, layout, monkeypatch, items, max_history, expected
 ):
-    monkeypatch.setattr(scoring, "ITEMS_PER_PASS", items)
+    monkeypatch.setattr(scoring, "ITEMS_PER_PASS_ON_CPU", items)
     model = make_towers(max_history=max_history).recommender
     users, histories = shop.histories("recommendation")
     scores, passes = ModelScores(model, users, histories, layout, max_history), []
