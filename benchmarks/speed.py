@@ -6,7 +6,7 @@ python benchmarks/speed.py --until-best --set ml-100k        time until the publ
 
 One thread, the same corpora, the same frozen GPT-2 (4 layers, 256 wide), both sides the same documents, 20 a step. Ours computes in
 bfloat16 where the processor has instructions for it, as the default recipe does, and so does the limit; the published recipe in float32. For prediction,
-ours ranks all users, the published recipe as many as the repeat has time for. The limit is what `benchmarks/steps.py` says: the bare backbone on the same tokens and one softmax head.
+ours ranks batches of users of all lengths of history, the published recipe as many users as the repeat has time for. The limit is what `benchmarks/steps.py` says: the bare backbone on the same tokens and one softmax head.
 """
 
 import argparse
@@ -65,20 +65,31 @@ def claims(
     with tempfile.TemporaryDirectory(prefix="speed-") as temporary:
         where = Path(temporary) if folder is None else folder
         done = set()
+        with Worker(idle) as libraries:
+            without = libraries.peak_memory
         for asked in ASKED:
             if asked.stage not in stages or (sets and asked.set not in sets):
                 continue
             name = set_at_hand(asked.set)
             if (name, asked.stage) not in done:
                 done.add((name, asked.stage))
-                yield from stage_claims(name, asked.stage, asked.at_least, where, short)
+                yield from stage_claims(name, asked.stage, asked.at_least, where, short, without)
         for name in dict.fromkeys(set_at_hand(asked.set) for asked in ASKED if not sets or asked.set in sets):
             if "corpora" in stages or set(stages) == set(STAGES):
                 yield from corpora_claims(name, where, 1 if short else 3)
 
 
-def stage_claims(name: str, stage: str, at_least: float, folder: Path, short: bool) -> Iterator[Claim]:
-    """Ours ÷ published in documents (users) a second and in memory, and our step ÷ the limit."""
+def stage_claims(name: str, stage: str, at_least: float, folder: Path, short: bool, without: int) -> Iterator[Claim]:
+    """Ours ÷ published in documents (users) a second and in memory, and our step ÷ the limit.
+
+    Args:
+        name: The set.
+        stage: Of it.
+        at_least: How many times as fast as published it should be.
+        folder: Where backbone and corpora are kept.
+        short: Fewer documents and repeats.
+        without: Bytes that the libraries alone take.
+    """
     backbone, corpora = make_backbone(folder), make_corpora(name, folder)
     precision = ("pretrain.mixed_precision=auto", "finetune.mixed_precision=auto")
     recipe = set_recipe(name, folder, f"pretrain.batch_size={BATCH}", f"finetune.batch_size={BATCH}", *precision)
@@ -86,8 +97,6 @@ def stage_claims(name: str, stage: str, at_least: float, folder: Path, short: bo
     command = COMMAND.format(name, stage)
     unit = "users/s" if stage == "predict" else "documents/s"
     plan = None if stage == "predict" else published_order(stage, corpora, backbone)
-    with Worker(idle) as libraries:
-        without = libraries.peak_memory
     with (
         Worker(ours, stage, recipe, corpora, batches, plan) as mine,
         Worker(published, stage, corpora, backbone, batches) as theirs,

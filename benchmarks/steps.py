@@ -31,6 +31,7 @@ from training.stages.towers import Towers
 
 # Steps that are prepared; a benchmark that takes more begins again.
 MOST_STEPS = 100
+BLOCKS_A_BATCH = 4
 
 
 class Steps:
@@ -99,7 +100,7 @@ def ours(
         stage: `content`, `collaborative`, `recommendation` or `predict`.
         recipe: Of the run.
         corpora: Folder of its corpora.
-        batches: Steps at a call.
+        batches: Steps at a call; where users are ranked, [`BLOCKS_A_BATCH`] times as many batches of them.
         plan: The documents of each step, such as those that the published recipe takes; without it our own order.
 
     Returns:
@@ -107,7 +108,7 @@ def ours(
     """
     opened, done = open_corpora(corpora), 0
     if stage == "predict":
-        return predicts(recipe, opened)
+        return predicts(recipe, opened, BLOCKS_A_BATCH * batches)
     steps = Steps(stage, recipe, opened)
     if plan is not None:
         steps.plan = plan
@@ -120,18 +121,25 @@ def ours(
     return train
 
 
-def predicts(recipe: Recipe, corpora: Corpora) -> Callable[[], float]:
-    """The best unseen items of all users, in batches of users with histories of like length, as predict.py ranks."""
+def predicts(recipe: Recipe, corpora: Corpora, most: int) -> Callable[[], float]:
+    """The best unseen items of users, in batches of users with histories of like length, as predict.py ranks.
+
+    Args:
+        recipe: Of the run.
+        corpora: Its corpora.
+        most: Batches; where there are more, evenly spread ones are taken, so that histories of all lengths are among them.
+    """
     transformers.utils.logging.disable_progress_bar()
     model, train = make_model(recipe, corpora), split_matrix(corpora, "recommendation")
     users, histories = corpora.histories("recommendation")
     scores = ModelScores(model, users, histories, layout_of(corpora), model.config.max_history)
     blocks = np.array_split(scores.by_length(users), -(-len(users) // recipe.evaluation.batch_size))
+    blocks = [blocks[place] for place in np.linspace(0, len(blocks) - 1, min(most, len(blocks))).round().astype(int)]
 
     def rank() -> float:
         for chosen in blocks:
             best_items(scores.blocks(chosen), train[chosen], chosen, recipe.evaluation.top_k)
-        return len(users)
+        return sum(map(len, blocks))
 
     return rank
 

@@ -140,7 +140,7 @@ def test_ours_ranks_as_evaluation_does(sample, monkeypatch):
     monkeypatch.setattr(steps, "best_items", noted)
     monkeypatch.setattr(steps, "make_model", lambda *given: made.append(make(*given)) or made[-1])
     opened = open_corpora(corpora)
-    steps.ours("predict", recipe, corpora, 1)()
+    steps.ours("predict", recipe, corpora, 2)()
     users, histories = opened.histories("recommendation")
     scores = steps.ModelScores(made[0], users, histories, steps.layout_of(opened), made[0].config.max_history)
     top = {}
@@ -160,7 +160,7 @@ def test_ours_ranks_every_user_once_as_predict_does(sample, monkeypatch):
         steps, "best_items", lambda scores, seen, users, k: ranked.append((users, best(scores, seen, users, k).items))
     )
     opened = open_corpora(corpora)
-    count = steps.ours("predict", recipe, corpora, 1)()
+    count = steps.ours("predict", recipe, corpora, 2)()
     users, histories = opened.histories("recommendation")
     assert count == len(users)
     assert sorted(np.concatenate([users for users, _ in ranked])) == users.tolist()
@@ -168,6 +168,19 @@ def test_ours_ranks_every_user_once_as_predict_does(sample, monkeypatch):
     for some, items in ranked:
         assert items.shape[1] == recipe.evaluation.top_k
         assert not any(seen[user] & set(row) for user, row in zip(some.tolist(), items.tolist(), strict=True))
+
+
+def test_of_many_users_some_are_ranked_the_shortest_and_the_longest_histories_too(sample, monkeypatch):
+    _, corpora, recipe = sample
+    taken, best = [], steps.best_items
+    monkeypatch.setattr(
+        steps, "best_items", lambda scores, seen, users, k: taken.extend(users) or best(scores, seen, users, k)
+    )
+    users, histories = open_corpora(corpora).histories("recommendation")
+    count = steps.ours("predict", recipe, corpora, 1)()
+    assert count == len(taken) == len(set(taken)) < len(users)
+    lengths = dict(zip(users.tolist(), histories.lengths.tolist(), strict=True))
+    assert {min(lengths.values()), max(lengths.values())} <= {lengths[user] for user in taken}
 
 
 def test_the_time_until_a_figure_counts_what_no_epoch_counts(tmp_path):
