@@ -3,6 +3,7 @@
 python benchmarks/quality.py                                  every set at hand, the default recipe, three seeds, and all baselines
 python benchmarks/quality.py --set sample --methods default paper --seeds 1
 python benchmarks/quality.py --ablation --set sample          each departure from the paper taken away alone, one seed
+python benchmarks/quality.py --curves --set sample            mutual regularisation, learning rates, held-out share, one seed
 
 Baselines are tuned on validation over the grids of `training/evaluation/baselines.py`: popularity, item-kNN, EASE, iALS. So are those
 that know the texts: what users with like texts chose (TF-IDF, kernel ridge, one's own row left out), EASE that sees the items' texts,
@@ -14,6 +15,7 @@ NDCG@100, mean over seeds with its standard deviation, and the paired difference
 """
 
 import argparse
+import hashlib
 import json
 import statistics
 from collections.abc import Iterator
@@ -58,6 +60,14 @@ ABLATION = {
     "no text map": "method.text_map=false",
     "no offsets of users": "method.user_offsets=false",
 }
+# Fields to set by a curve, and their values, the default recipe's own among them.
+CURVES: dict[str, tuple[Any, ...]] = {
+    "method.lambda_v": (0.0, 0.01, 0.1, 1.0, 10.0),
+    "pretrain.lr": (1e-4, 3e-4, 1e-3, 3e-3),
+    "finetune.lr": (1e-4, 3e-4, 1e-3, 3e-3),
+    "method.held_out_share": ([0.1, 0.1], [0.2, 0.6], [0.3, 0.3], [0.6, 0.6], [0.8, 0.8]),
+}
+LONGEST_NAME = 120
 Row = dict[str, Any]
 
 
@@ -87,6 +97,8 @@ def recipe_of(name: str, method: str, seed: int, folder: Path, *overrides: str) 
     """The recipe of a run, whose name says what is special about it."""
     said = [word for word in overrides if not word.startswith("evaluation.")]
     label = "-".join([name, method, str(seed), *(word.replace("/", "_") for word in said)])
+    if len(label) > LONGEST_NAME:  # a folder's name has its limits
+        label = f"{label[:LONGEST_NAME]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
     words = [*where_the_set_is(name), f"seed={seed}", f"output_dir={folder}", "tracker=none", f"name={label}"]
     return load_recipe(name, method, [*words, *overrides])
 
@@ -193,6 +205,36 @@ def ablation(name: str, folder: Path, overrides: list[str]) -> dict[str, Row]:
     return rows
 
 
+def curves(name: str, folder: Path, overrides: list[str]) -> dict[str, Row]:
+    """The default recipe with each value of each field of [`CURVES`], one seed each; rows by `field=value`."""
+    rows = {}
+    for field, values in CURVES.items():
+        for value in values:
+            word = f"{field}={value}"
+            results = run_once(name, "default", SEEDS[0], folder, word, *overrides)
+            rows[word] = summary(
+                [results["test"]["ndcg_at_100"]["value"]],
+                validation=results["validation"]["ndcg_at_100"]["value"],
+                by_history=results["test_by_history"]["ndcg_at_100"]["value"],
+            )
+    return rows
+
+
+def draw_curves(found: dict[str, dict[str, Row]], path: Path) -> None:
+    """A panel for each field: validation NDCG@100 of each set, of known users and by history alone on the test."""
+    figure = Figure(figsize=(11, 2.6), layout="constrained")
+    for axis, (field, values) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
+        for name, rows in found.items():
+            shown = [rows[f"{field}={value}"] for value in values]
+            axis.plot([row["validation"] for row in shown], "o-", label=f"{name}, validation", markersize=3)
+            axis.plot([row["by_history"] for row in shown], "o--", label=f"{name}, by history", markersize=3)
+        axis.set_xticks(range(len(values)), [f"{value}" for value in values], fontsize=6)
+        axis.set_title(field, fontsize=8, loc="left")
+        axis.tick_params(axis="y", labelsize=7)
+    figure.axes[0].legend(fontsize=6)
+    figure.savefig(path, dpi=110)
+
+
 def lines(name: str, rows: dict[str, Row]) -> Iterator[str]:
     """The rows of a set as a table of Markdown."""
     yield f"| {name} | NDCG@100 | |"
@@ -202,6 +244,7 @@ def lines(name: str, rows: dict[str, Row]) -> Iterator[str]:
         behind = row.get("behind_model")
         notes = [f"± {row['standard_error']:.3f} over users"] if "standard_error" in row else []
         notes += [f"behind ours by {behind['value']:.3f} ± {behind['standard_error']:.3f}"] if behind else []
+        notes += [f"validation {row['validation']:.3f}"] if "validation" in row else []
         notes += [f"by history alone {row['by_history']:.3f}"] if "by_history" in row else []
         yield f"| {label} | {mean:.3f}{'' if spread is None else f' ± {spread:.3f}'} | {'; '.join(notes)} |"
 
@@ -229,21 +272,30 @@ def main() -> None:
     add("--methods", nargs="+", default=["default"], help="recipes of the method; the first brings the baselines")
     add("--seeds", type=int, default=3, choices=range(1, len(SEEDS) + 1), help="default: %(default)s")
     add("--ablation", action="store_true", help="the default recipe without each departure from the paper, instead")
+    add("--curves", action="store_true", help="the default recipe with several values of some fields, instead")
     add("--folder", type=Path, default=Path("runs/quality"), help="where runs are kept (default: %(default)s)")
-    add("--write", action="store_true", help="put the rows into benchmarks/results/quality.json or ablation.json")
+    add(
+        "--write",
+        action="store_true",
+        help="put the rows into benchmarks/results/quality.json, ablation.json or curves.json",
+    )
     add("overrides", nargs="*", metavar="field=value", help="laid over every recipe")
     chosen = parser.parse_args()
-    path = RESULTS / ("ablation.json" if chosen.ablation else "quality.json")
+    path = RESULTS / ("ablation.json" if chosen.ablation else "curves.json" if chosen.curves else "quality.json")
     for name in dict.fromkeys(map(set_at_hand, chosen.set)):
         if chosen.ablation:
             rows = ablation(name, chosen.folder, chosen.overrides)
+        elif chosen.curves:
+            rows = curves(name, chosen.folder, chosen.overrides)
         else:
             rows = compare(name, chosen.methods, chosen.seeds, chosen.folder, chosen.overrides)
         print("\n".join(["", *lines(name, rows)]), flush=True)
         if chosen.write:
             found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
             write_text(path, json.dumps(found | {name: rows}, indent=1, ensure_ascii=False) + "\n")
-            if not chosen.ablation:
+            if chosen.curves:
+                draw_curves(found | {name: rows}, RESULTS / "curves.png")
+            elif not chosen.ablation:
                 draw(found | {name: rows}, RESULTS / "quality.png")
 
 

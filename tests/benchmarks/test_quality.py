@@ -61,3 +61,27 @@ def test_the_picture_has_a_panel_a_set(tmp_path):
     assert heights[1] > 2 * heights[0]
     assert rows["iALS"]["ndcg_at_100"] == {"mean": 0.38, "std": None}
     assert np.isclose(rows["CLLM4Rec, default"]["ndcg_at_100"]["mean"], 0.41)
+
+
+def test_curves_hold_the_default_and_its_neighbours(monkeypatch, tmp_path):
+    default = json.loads(json.dumps(vars(load_recipe("sample", "default")), default=vars))
+    for field, values in quality.CURVES.items():
+        section, name = field.split(".")
+        assert default[section][name] in values, field
+        assert len(values) > 3
+    words = []
+
+    def run_once(name, method, seed, folder, word, *overrides):
+        words.append(word)
+        figure = {"ndcg_at_100": {"value": 0.1 * len(words)}}
+        return {"test": figure, "validation": figure, "test_by_history": figure}
+
+    monkeypatch.setattr(quality, "run_once", run_once)
+    rows = quality.curves("sample", tmp_path, [])
+    assert words == list(rows) == [f"{field}={value}" for field, values in quality.CURVES.items() for value in values]
+    assert rows[words[2]]["validation"] == pytest.approx(0.3)
+    for word in words:
+        load_recipe("sample", "default", [word])
+    quality.draw_curves({"sample": rows}, tmp_path / "curves.png")
+    assert imread(tmp_path / "curves.png").size
+    assert "| method.lambda_v=0.1 | 0.300 | validation 0.300; by history alone 0.300 |" in list(lines("sample", rows))
