@@ -155,8 +155,9 @@ class Method:
     )
     initialisation_std: float = knob("standard deviation of the ID embeddings at the start", 0.05)
     teacher: Literal["ials", "blend"] = knob(
-        "the teacher of the distillation: iALS, or iALS blended with a ridge map from the users' texts and with EASE that "
-        "sees the items' texts (without texts up to 4,000 items), as validation likes it",
+        "the teacher of the distillation: iALS, or iALS blended with a ridge map from the users' texts, with EASE that sees the items' "
+        "texts (without texts up to 4,000 items), and with how near an item's topics are to the history's and to one's own text's, as "
+        "validation likes it",
         "ials",
     )
     distillation: float = knob(
