@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import NewGELUActivation
@@ -759,8 +760,9 @@ def next_token_loss(
 ) -> torch.Tensor:
     """Cross-entropy of each label given the tokens before it, a scalar in float32; logits are computed only where a label is.
 
-    In float32, where torch has a chunked kernel (2.13), no more than [`LOGITS_AT_A_TIME`] are held; `python benchmarks/parts.py`
-    prints what that gives over 50,257 words. In half precision that kernel would sum the chunks' losses in half precision.
+    No more than [`LOGITS_AT_A_TIME`] are held: in float32 by torch's chunked kernel, where it has one (2.13), and
+    `python benchmarks/parts.py` prints what that gives over 50,257 words; in half precision, in which that kernel is slow on a
+    processor and sums coarsely, by computing the logits of a chunk again in the backward pass.
 
     Args:
         hidden: `(batch, length, width)`.
@@ -772,13 +774,26 @@ def next_token_loss(
     labels = labels[:, 1:].to(hidden.device)
     paid = labels != -100
     states, targets = hidden[:, :-1][paid], labels[paid]
-    is_single = states.dtype == torch.float32 and not torch.is_autocast_enabled(states.device.type)
-    if is_single and hasattr(F, "linear_cross_entropy"):
-        options = nn.LinearCrossEntropyOptions(batch_chunk_size=max(LOGITS_AT_A_TIME // len(weight), 1))
+    device, rows = states.device.type, max(LOGITS_AT_A_TIME // len(weight), 1)
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+    if dtype == torch.float32 and hasattr(F, "linear_cross_entropy"):
+        options = nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
         loss = F.linear_cross_entropy(states, weight, targets, linear_bias=bias, reduction="sum", options=options)
+    elif len(states) <= rows:
+        loss = summed_cross_entropy(states, weight, bias, targets)
     else:
-        loss = F.cross_entropy(F.linear(states, weight, bias).float(), targets, reduction="sum")
+        weight = weight.to(dtype)  # once, not for each chunk
+        loss = torch.zeros((), device=states.device)
+        for part, wanted in zip(states.split(rows), targets.split(rows), strict=True):
+            loss = loss + checkpoint(summed_cross_entropy, part, weight, bias, wanted, use_reentrant=False)
     return loss / (paid.sum().clamp(min=1) if divisor is None else divisor)
+
+
+def summed_cross_entropy(
+    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+) -> torch.Tensor:
+    """Cross-entropy of targets `(n,)` from states `(n, width)`, summed in float32."""
+    return F.cross_entropy(F.linear(states, weight, bias).float(), targets, reduction="sum")
 
 
 # The published names.

@@ -259,6 +259,28 @@ def test_loss_in_chunks_is_summed_in_float32(monkeypatch, dtype, autocast):
     torch.testing.assert_close(loss, expected, rtol=1e-2 if half else 1e-5, atol=0.0)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_in_half_precision_logits_are_of_a_chunk_at_a_time_and_gradients_those_of_all(monkeypatch, autocast):
+    dtype = torch.float32 if autocast else torch.bfloat16
+    labels, gradients, chunks = torch.randint(20, (1, 30)), [], []
+    kept = modeling_cllm4rec.summed_cross_entropy
+    monkeypatch.setattr(
+        modeling_cllm4rec,
+        "summed_cross_entropy",
+        lambda states, *more: chunks.append(len(states)) or kept(states, *more),
+    )
+    for most in (10_000, 100):
+        monkeypatch.setattr(modeling_cllm4rec, "LOGITS_AT_A_TIME", most)
+        torch.manual_seed(0)
+        tensors = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in ((1, 30, 8), (20, 8), (20,))]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = next_token_loss(*tensors, labels, 1)
+        loss.backward()
+        gradients.append([tensor.grad for tensor in tensors])
+    assert sorted(chunks) == [4, 4, *10 * [5], 29]  # each once more in the backward pass
+    torch.testing.assert_close(*gradients, atol=0.05, rtol=0.05)
+
+
 @pytest.mark.parametrize("mask_prompt_items", [False, True])
 def test_multinomial_likelihood(config, mask_prompt_items):
     model = make(CLLM4RecForRecommendation, config, mask_prompt_items=mask_prompt_items)
