@@ -7,6 +7,7 @@ On ml-100k where it is at hand (else on the sample), the frozen GPT-2 of 4 layer
 """
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -39,7 +40,7 @@ def steps_of(stage: str, recipe: Recipe, corpora: Path) -> Steps:
 
 
 def trains(stage: str, recipe: Recipe, corpora: Path, batches: int, without: str) -> Callable[[], float]:
-    """A stage set up without one optimisation; each call of what is returned trains on the same steps.
+    """A stage set up without one optimisation; each call of what is returned trains on further steps.
 
     Args:
         stage: `content`, `collaborative` or `recommendation`.
@@ -70,7 +71,8 @@ def trains(stage: str, recipe: Recipe, corpora: Path, batches: int, without: str
         mock.patch.object(modeling, "rows_to_fill", return_value=0).start()
     elif without == "packing":
         mock.patch.object(modeling.CLLM4RecModel, "forward_packed", forward_padded).start()
-    return lambda: sum(steps(number) for number in range(batches))
+    done = itertools.count()
+    return lambda: sum(steps(next(done)) for _ in range(batches))
 
 
 def forward_padded(

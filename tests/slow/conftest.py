@@ -43,7 +43,7 @@ def python():
 
 @pytest.fixture(scope="session")
 def write_shop():
-    """Write a table of thirty people and twenty things, and a recipe without dropout that reads it."""
+    """Write a table of thirty people and twenty things, and a recipe in float32 without dropout that reads it."""
 
     def write_shop(folder, **sections):
         draw = np.random.default_rng(0)
@@ -64,8 +64,8 @@ def write_shop():
                 "num_words": 290,
             },
             "method": {"max_text_tokens": 16},
-            "pretrain": {"epochs": 2, "batch_size": 7},
-            "finetune": {"epochs": 2, "batch_size": 7},
+            "pretrain": {"epochs": 2, "batch_size": 7, "mixed_precision": "no"},
+            "finetune": {"epochs": 2, "batch_size": 7, "mixed_precision": "no"},
             "evaluation": {"baselines": ["popularity", "ials"]},
         }
         for name, fields in sections.items():
