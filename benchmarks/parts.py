@@ -47,7 +47,7 @@ def trains(stage: str, recipe: Recipe, corpora: Path, batches: int, without: str
         recipe: Of the run.
         corpora: Its corpora.
         batches: Steps at a call.
-        without: `packing`, `gelu`, `attention`, `chunks`, `positions`, `rows`, `half`, or `` for none.
+        without: `packing`, `gelu`, `attention`, `chunks`, `positions`, `half`, or `` for none.
 
     Returns:
         A function that gives the number of documents.
@@ -67,8 +67,6 @@ def trains(stage: str, recipe: Recipe, corpora: Path, batches: int, without: str
         vars(nn.functional).pop("linear_cross_entropy", None)  # as in a torch before 2.13
     elif without == "positions":
         mock.patch.object(modeling, "next_token_loss", loss_everywhere).start()
-    elif without == "rows":
-        mock.patch.object(modeling, "rows_to_fill", return_value=0).start()
     elif without == "packing":
         mock.patch.object(modeling.CLLM4RecModel, "forward_packed", forward_padded).start()
     done = itertools.count()
@@ -128,7 +126,6 @@ PARTS = (
     Part("softmax over the words by one kernel in chunks, ÷ logits at once", "content", "chunks"),
     Part("logits where a label is, ÷ everywhere", "content", "positions"),
     Part("bfloat16, ÷ float32", "collaborative", "half", half=True),
-    Part("rows of bfloat16 filled up to few numbers, ÷ as many as there are", "collaborative", "rows", half=True),
 )
 
 

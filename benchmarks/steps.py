@@ -15,7 +15,7 @@ import transformers
 
 from benchmarks.published_recipe import Documents, endless
 from configuration.recipe import Recipe
-from modeling_cllm4rec.packing_cllm4rec import PACKED_SDPA, Packing, rows_to_fill
+from modeling_cllm4rec.packing_cllm4rec import PACKED_SDPA, Packing
 from training.data.batches import Batch, layout_of, plan_epoch
 from training.data.corpora import Corpora, open_corpora
 from training.evaluation.ranking import best_items
@@ -170,7 +170,7 @@ def limit(
     # The rows of our head: from ones that are drawn much larger, the softmax over the words takes a quarter longer.
     head = steps.towers.heads[steps.objective.name].get_output_embeddings().weight.detach().clone()
     head.requires_grad_(stage != "content" or learns)
-    prepared = [bare_inputs(stage, steps.batch(number), head, half=half) for number in range(len(steps.plan))]
+    prepared = [bare_inputs(stage, steps.batch(number), head) for number in range(len(steps.plan))]
 
     def train() -> float:
         nonlocal done
@@ -191,16 +191,13 @@ def limit(
     return train
 
 
-def bare_inputs(stage: str, batch: Batch, head: torch.Tensor, *, half: bool) -> tuple[Any, ...]:
+def bare_inputs(stage: str, batch: Batch, head: torch.Tensor) -> tuple[Any, ...]:
     """Embeddings, the backbone's other arguments (made anew for each pass), positions with a loss, their targets, documents."""
     lengths, shape = batch["document_lengths"], batch["input_ids"].shape
     embeds = torch.randn(*shape, head.shape[1]) * 0.05
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        filled = rows_to_fill(embeds)
-    embeds = F.pad(embeds, (0, 0, 0, filled))
 
     def arguments() -> dict[str, Any]:
-        return Packing.of(lengths, shape, embeds.device).backbone_arguments(PACKED_SDPA, filled)
+        return Packing.of(lengths, shape, embeds.device).backbone_arguments(PACKED_SDPA)
 
     if stage == "recommendation":
         places = torch.tensor(lengths).cumsum(0) - 1

@@ -22,7 +22,7 @@ from transformers.utils import cached_file, can_return_tuple
 from transformers.utils.hub import extract_commit_hash
 
 from .configuration_cllm4rec import CLLM4RecConfig
-from .packing_cllm4rec import PACKED_SDPA, Packing, rows_to_fill
+from .packing_cllm4rec import PACKED_SDPA, Packing
 from .ranking_cllm4rec import NO_USERS, RankingMixin
 from .text_cllm4rec import TextMap
 
@@ -426,12 +426,6 @@ class CLLM4RecModel(CLLM4RecPreTrainedModel):
             config._attn_implementation = PACKED_SDPA  # which is sdpa for whatever is not packed
         attention = config._attn_implementation
         kwargs["use_cache"] = False
-        if attention == PACKED_SDPA and not kwargs.get("output_hidden_states"):
-            total, filled = inputs_embeds.shape[1], rows_to_fill(inputs_embeds)
-            arguments = packing.backbone_arguments(attention, filled)
-            outputs = self.backbone(inputs_embeds=F.pad(inputs_embeds, (0, 0, 0, filled)), **arguments, **kwargs)
-            outputs.last_hidden_state = outputs.last_hidden_state[:, :total]
-            return outputs
         if attention == PACKED_SDPA or attention.startswith("flash"):
             return self.backbone(inputs_embeds=inputs_embeds, **packing.backbone_arguments(attention), **kwargs)
         # Every other implementation takes a padded rectangle, from which the tokens are picked again.

@@ -19,9 +19,6 @@ from transformers.masking_utils import sdpa_mask
 
 PACKED_SDPA = "packed_sdpa"
 
-# In half precision a processor's matrix products are compiled for each number of rows: few numbers, few compilations.
-ROWS_AT_A_TIME = 64
-
 # Documents are attended to together as long as no more than this share of their rectangle is padding.
 MOST_PADDING = 0.125
 
@@ -111,17 +108,12 @@ class Packing:
         back = torch.tensor(destinations, device=self.device)[self.document] + self.positions[0]
         return groups, back
 
-    def backbone_arguments(self, attention: str | None, filled: int = 0) -> dict[str, Any]:
-        """What a backbone is given beside the embeddings, for an attention implementation that takes packed rows.
-
-        Args:
-            attention: Its name.
-            filled: Rows of nothing behind the last document, which `packed_sdpa` leaves out; see [`rows_to_fill`].
-        """
+    def backbone_arguments(self, attention: str | None) -> dict[str, Any]:
+        """What a backbone is given beside the embeddings, for an attention implementation that takes packed rows."""
         if attention == PACKED_SDPA:
             # A mask of four dimensions is handed through by transformers, so that none is built: this one is read by nobody.
             unread = torch.empty(1, 1, 1, 1, device=self.device)
-            return {"attention_mask": unread, "position_ids": F.pad(self.positions, (0, filled)), "packing": self}
+            return {"attention_mask": unread, "position_ids": self.positions, "packing": self}
         bounds = F.pad(self.ends + 1, (1, 0)).int()
         longest = max(self.lengths)
         return {
@@ -132,15 +124,6 @@ class Packing:
             "max_length_q": longest,
             "max_length_k": longest,
         }
-
-
-def rows_to_fill(embeds: torch.Tensor) -> int:
-    """Rows to add to `(1, total, width)` so that half precision on a processor pays: oneDNN compiles a product for each new total.
-
-    `python benchmarks/parts.py` prints what that gives. None in float32, whose products are not compiled, and on other devices.
-    """
-    halved = torch.is_autocast_enabled("cpu") or embeds.dtype in (torch.bfloat16, torch.float16)
-    return -embeds.shape[1] % ROWS_AT_A_TIME if embeds.device.type == "cpu" and halved else 0
 
 
 def packed_sdpa(
@@ -159,7 +142,7 @@ def packed_sdpa(
 
     Args:
         module: The attention layer.
-        query: `(1, heads, total, width of a head)`; rows behind the last document come out as zeros.
+        query: `(1, heads, total, width of a head)`.
         key: Alike, of as many heads or fewer (grouped queries).
         value: Like `key`.
         attention_mask: Read only where there is no packing.
@@ -178,7 +161,7 @@ def packed_sdpa(
             dropout=dropout, scaling=scaling, sliding_window=sliding_window, **kwargs,
         )  # fmt: skip
     groups, back = packing.groups
-    dtype, total = value.dtype, query.shape[2]  # rotated positions come in float32
+    dtype = value.dtype  # rotated positions come in float32
     wide = torch.float32 if query.device.type == "cpu" else dtype
     # torch's attention on a processor is three times as slow backward in bfloat16 as in float32.
     query, key, value = query.to(wide), key.to(wide), value.to(wide)
@@ -202,8 +185,7 @@ def packed_sdpa(
                 queries, keys, values, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
             )
         outputs.append(attended.transpose(1, 2).flatten(0, 1).flatten(1))
-    attended = torch.cat(outputs).index_select(0, back).to(dtype)
-    return F.pad(attended, (0, 0, 0, total - len(back))).view(1, total, heads, -1), None
+    return torch.cat(outputs).index_select(0, back).to(dtype).view(1, len(back), heads, -1), None
 
 
 AttentionInterface.register(PACKED_SDPA, packed_sdpa)

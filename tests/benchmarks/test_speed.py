@@ -13,7 +13,7 @@ from benchmarks import catalogue, parts, speed, steps
 from benchmarks.claims import Claim, write_claims
 from benchmarks.sets import make_backbone, make_corpora, set_recipe
 from benchmarks.steps import Steps
-from modeling_cllm4rec.packing_cllm4rec import PACKED_SDPA, ROWS_AT_A_TIME
+from modeling_cllm4rec.packing_cllm4rec import PACKED_SDPA
 from training.data.corpora import open_corpora
 from training.evaluation.ranking import evaluate_scores
 from training.evaluation.scoring import split_matrix
@@ -74,14 +74,11 @@ def test_the_limit_computes_the_tokens_of_our_steps_and_pays_where_they_do(sampl
         recipe = replace(recipe, **{name: replace(getattr(recipe, name), mixed_precision=precision)})
     seen = []
     bare = steps.bare_inputs
-    monkeypatch.setattr(
-        steps, "bare_inputs", lambda *given, half: seen.append((given[1], bare(*given, half=half))) or seen[-1][1]
-    )
+    monkeypatch.setattr(steps, "bare_inputs", lambda *given: seen.append((given[1], bare(*given))) or seen[-1][1])
     monkeypatch.setattr(steps, "MOST_STEPS", 3)
     assert steps.limit(stage, recipe, corpora, 3, steps.published_order(stage, corpora, backbone))() == 60
     for batch, (embeds, arguments, places, targets, documents) in seen:
-        rows = batch["input_ids"].shape[1]
-        assert embeds.shape[:2] == (1, -(-rows // ROWS_AT_A_TIME) * ROWS_AT_A_TIME if half else rows)
+        assert embeds.shape[:2] == batch["input_ids"].shape
         assert arguments()["packing"].lengths == batch["document_lengths"]
         paid = documents if stage == "recommendation" else int((batch["labels"][:, 1:] != -100).sum())
         assert len(places) == len(targets) == paid

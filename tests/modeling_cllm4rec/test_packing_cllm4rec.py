@@ -12,7 +12,7 @@ from modeling_cllm4rec import (
     CLLM4RecForRecommendation,
     CLLM4RecModel,
 )
-from modeling_cllm4rec.packing_cllm4rec import MOST_PADDING, PACKED_SDPA, ROWS_AT_A_TIME, Packing, rows_to_fill
+from modeling_cllm4rec.packing_cllm4rec import MOST_PADDING, PACKED_SDPA, Packing
 
 LENGTHS = (5, 1, 9, 4, 9, 2, 8)
 WORDS, USERS, ITEMS = 20, 4, 11
@@ -72,18 +72,11 @@ def half(enabled=True):
 
 
 @pytest.mark.parametrize("backbone", [GPT2, GROUPED, WINDOWED], ids=lambda words: words["model_type"])
-def test_half_precision_fills_the_row_and_gives_nearly_the_same(backbone):
-    model, rows, seen = make(CLLM4RecModel, backbone), documents(), []
+def test_half_precision_gives_nearly_the_same(backbone):
+    model, rows = make(CLLM4RecModel, backbone), documents()
     wanted = model(**packed(rows)).last_hidden_state
-    model.backbone.register_forward_pre_hook(
-        lambda module, args, given: seen.append(given["inputs_embeds"].shape[1]), with_kwargs=True
-    )
     with half():
         found = model(**packed(rows)).last_hidden_state
-        states = model(**packed(rows), output_hidden_states=True).hidden_states
-    assert seen == [ROWS_AT_A_TIME, sum(LENGTHS)]
-    assert found.shape == wanted.shape
-    assert {state.shape for state in states} == {wanted.shape}
     torch.testing.assert_close(found.float(), wanted, atol=0.15, rtol=0.05)
     assert not torch.equal(found.float(), wanted)
 
@@ -97,16 +90,6 @@ def test_gradients_in_half_precision_are_nearly_those_in_float32():
         loss.backward()
         gradients.append(model.item_embeddings.weight.grad)
     torch.testing.assert_close(*gradients, atol=0.05 * gradients[0].abs().max().item(), rtol=0)
-
-
-@pytest.mark.parametrize(("tokens", "filled"), [(1, 63), (64, 0), (65, 63)])
-def test_rows_are_filled_in_half_precision_on_a_processor_alone(tokens, filled):
-    embeds = torch.empty(1, tokens, 4)
-    assert rows_to_fill(embeds) == 0
-    assert rows_to_fill(embeds.bfloat16()) == filled
-    with half():
-        assert rows_to_fill(embeds) == filled
-        assert rows_to_fill(embeds.to("meta")) == 0
 
 
 def test_what_is_not_packed_is_computed_as_before():
