@@ -161,8 +161,9 @@ def fit_text_map(
     lengths = np.diff(train.indptr)
     users = some((lengths > 0) & (np.diff(user_terms.indptr) > 0), MOST_ROWS, rng)
     wanted = (diags(1 / np.sqrt(lengths[users])) @ train[users]) @ to_state.T
+    spoken = tf_idf(user_terms[users], rarity)[0]
     of_users = best_ridge(
-        tf_idf(user_terms[users], rarity)[0],
+        spoken,
         wanted,
         lambda left_out: (left_out, head),
         train,
@@ -172,7 +173,7 @@ def fit_text_map(
     validation = split_matrix(corpora, "validation")
     near_items = likeness(to_state, tf_idf(item_terms, rarity)[0])
     user_map, topic_weight = with_topics(
-        of_users[0], tf_idf(user_terms[users], rarity)[0], near_items, head, (train, validation), users,
+        of_users[0], spoken, near_items, head, (train, validation), users,
         None if chosen is None else chosen["user_topic_weight"],
     )  # fmt: skip
     scale = best_scale(user_map.left_out @ head.T, bias - head @ (to_state @ bias), train[users])
@@ -247,6 +248,7 @@ def with_topics(
     """
     more = np.asarray(inputs @ added.T, np.float32)
     own, others = (float((states[:1024] @ head.T).std()) for states in (ridge.left_out, more))
+    added = own / max(others, 1e-12) * added
     more *= own / max(others, 1e-12)
     train, validation = (csr_matrix(split[users]) for split in splits)
     judged = np.flatnonzero(np.diff(validation.indptr))[:COMPARED_USERS]
@@ -259,7 +261,7 @@ def with_topics(
                 TOPIC_WEIGHTS, train, validation, judged,
             )[0]  # fmt: skip
     coefficients = ridge.coefficients.copy()
-    coefficients[: inputs.shape[1]] += weight * own / max(others, 1e-12) * added.T
+    coefficients[: inputs.shape[1]] += weight * added.T
     return replace(ridge, coefficients=coefficients, left_out=ridge.left_out + weight * more), weight
 
 
