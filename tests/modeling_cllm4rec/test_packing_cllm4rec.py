@@ -81,6 +81,15 @@ def test_half_precision_gives_nearly_the_same(backbone):
     assert not torch.equal(found.float(), wanted)
 
 
+@pytest.mark.parametrize("backbone", [GPT2, GROUPED], ids=lambda words: words["model_type"])
+def test_weights_in_half_precision_give_states_in_half_precision(backbone):
+    model, rows = make(CLLM4RecModel, backbone), documents()
+    wanted = model(**packed(rows)).last_hidden_state
+    found = model.bfloat16()(**packed(rows)).last_hidden_state
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), wanted, atol=0.3, rtol=0.1)
+
+
 def test_gradients_in_half_precision_are_nearly_those_in_float32():
     gradients = []
     for enabled in (False, True):
