@@ -17,6 +17,7 @@ NDCG@100, mean over seeds with its standard deviation, and the paired difference
 import argparse
 import hashlib
 import json
+import shutil
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -25,19 +26,21 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.sparse import csr_matrix
 
 from benchmarks.claims import RESULTS
+from benchmarks.sasrec import ranked_by_sasrec
 from benchmarks.sets import PATHS, SAMPLE, set_at_hand, where_the_set_is
 from configuration.load import load_recipe
 from configuration.recipe import Recipe
 from training.data.corpora import open_corpora
-from training.evaluation.ranking import evaluate_scores
+from training.evaluation.ranking import evaluate_scores, measure_users
 from training.evaluation.scoring import split_matrix
 from training.files import write_text
 from training.finetune import finetune
 from training.predict import predict
 from training.pretrain import pretrain
-from training.run import Run
+from training.run import Run, stage_fingerprint
 from training.stages.teacher import Blend, Teacher, fit_teacher, similarities
 from training.stages.terms import term_counts
 
@@ -67,11 +70,13 @@ CURVES: dict[str, tuple[Any, ...]] = {
     "finetune.lr": (1e-4, 3e-4, 1e-3, 3e-3),
     "method.held_out_share": ([0.1, 0.1], [0.2, 0.6], [0.3, 0.3], [0.6, 0.6], [0.8, 0.8]),
 }
-LONGEST_NAME = 120
+LONGEST_NAME, DEPTH = 120, 100
 Row = dict[str, Any]
 
 
-def run_once(name: str, method: str, seed: int, folder: Path, *overrides: str, baselines: bool = False) -> Row:
+def run_once(
+    name: str, method: str, seed: int, folder: Path, *overrides: str, baselines: bool = False, like: Run | None = None
+) -> Row:
     """The results of a run, trained where `folder` does not hold one of the same recipe.
 
     Args:
@@ -81,16 +86,32 @@ def run_once(name: str, method: str, seed: int, folder: Path, *overrides: str, b
         folder: Where runs are kept.
         overrides: Words `field=value` laid over the recipe.
         baselines: Whether the classical baselines are fitted beside it.
+        like: A finished run whose pretraining is taken over where the recipes differ in fine-tuning alone.
     """
     recipe = recipe_of(name, method, seed, folder, *overrides, *([] if baselines else ["evaluation.baselines=[]"]))
-    kept = Run.of(recipe).folder / "results.json"
+    run = Run.of(recipe)
+    kept = run.folder / "results.json"
     if kept.is_file():
         found = json.loads(kept.read_text(encoding="utf-8"))
         if found["recipe"] == json.loads(json.dumps(asdict(recipe))):
             return found
-    pretrain(recipe, overwrite=True)
+    if like is None or not takes_over(run, like):
+        pretrain(recipe, overwrite=True)
     finetune(recipe, overwrite=True)
     return predict(recipe, overwrite=True)
+
+
+def takes_over(run: Run, other: Run) -> bool:
+    """Take over corpora and pretraining of another run, where this one's would be the same; whether they were."""
+    shutil.rmtree(run.folder, ignore_errors=True)
+    corpora, marks = open_corpora(other.corpora), []
+    for recipe in (run.recipe, other.recipe):
+        marks.append(stage_fingerprint(recipe, corpora.fingerprint_with(recipe), "pretrain"))
+    if marks[0] != marks[1]:
+        return False
+    shutil.copytree(other.corpora, run.corpora)
+    shutil.copytree(other.checkpoints("pretrain"), run.checkpoints("pretrain"))
+    return True
 
 
 def recipe_of(name: str, method: str, seed: int, folder: Path, *overrides: str) -> Recipe:
@@ -129,6 +150,16 @@ def blends(recipe: Recipe) -> dict[str, np.ndarray]:
     return {label: of(model, users, seen, test) for label, model in models.items()}
 
 
+def sasrec(recipe: Recipe, python: str) -> np.ndarray:
+    """Test NDCG@100 of each user of SASRec, which knows training items in the order of the data, as ours does."""
+    corpora = open_corpora(Run.of(recipe).corpora)
+    train, validation, test = (split_matrix(corpora, name) for name in ("recommendation", "validation", "test"))
+    users, seen = np.flatnonzero(np.diff(test.indptr)), csr_matrix(train + validation)
+    histories = corpora.histories("recommendation"), corpora.histories("validation")
+    ranked = ranked_by_sasrec(python, *histories, seen, users, DEPTH, sees_validation=False)
+    return measure_users(ranked, test[users]).ndcg_at_100
+
+
 def of(model: Teacher, users: np.ndarray, seen: Any, test: Any) -> np.ndarray:
     """NDCG@100 of each user."""
     return evaluate_scores(model.scores, users, seen, test).ndcg_at_100
@@ -159,8 +190,10 @@ def others(results: Row) -> Row:
     }
 
 
-def compare(name: str, methods: list[str], seeds: int, folder: Path, overrides: list[str]) -> dict[str, Row]:
-    """A row for each model of a set."""
+def compare(
+    name: str, methods: list[str], seeds: int, folder: Path, overrides: list[str], python: str | None = None
+) -> dict[str, Row]:
+    """A row for each model of a set; SASRec's where there is an interpreter for it."""
     rows: dict[str, Row] = {}
     for method in methods:
         first = method == methods[0]
@@ -183,7 +216,9 @@ def compare(name: str, methods: list[str], seeds: int, folder: Path, overrides: 
                 behind_model=found["behind_model"],
                 settings=found["settings"],
             )
-        for label, per_user in blends(recipe_of(name, method, SEEDS[0], folder, *overrides)).items():
+        recipe = recipe_of(name, method, SEEDS[0], folder, *overrides)
+        found_for_users = blends(recipe) | ({} if python is None else {"SASRec": sasrec(recipe, python)})
+        for label, per_user in found_for_users.items():
             error = float(per_user.std(ddof=1) / np.sqrt(len(per_user)))
             rows[label] = summary([float(per_user.mean())], standard_error=error)
     return rows
@@ -191,11 +226,11 @@ def compare(name: str, methods: list[str], seeds: int, folder: Path, overrides: 
 
 def ablation(name: str, folder: Path, overrides: list[str]) -> dict[str, Row]:
     """The default recipe, and without each departure, one seed each."""
-    rows = {}
+    rows, like = {}, None
     for label, word in {"the default recipe": None, **ABLATION}.items():
-        results = run_once(
-            name, "default", SEEDS[0], folder, *([word] if word else []), *overrides, baselines=word is None
-        )
+        words = [*([word] if word else []), *overrides]
+        results = run_once(name, "default", SEEDS[0], folder, *words, baselines=word is None, like=like)
+        like = like or Run.of(recipe_of(name, "default", SEEDS[0], folder, *overrides))
         rows[label] = summary(
             [results["test"]["ndcg_at_100"]["value"]],
             validation=results["validation"]["ndcg_at_100"]["value"],
@@ -273,6 +308,7 @@ def main() -> None:
     add("--seeds", type=int, default=3, choices=range(1, len(SEEDS) + 1), help="default: %(default)s")
     add("--ablation", action="store_true", help="the default recipe without each departure from the paper, instead")
     add("--curves", action="store_true", help="the default recipe with several values of some fields, instead")
+    add("--sasrec", metavar="PYTHON", help="interpreter of an environment with RecTools: see benchmarks/sasrec.py")
     add("--folder", type=Path, default=Path("runs/quality"), help="where runs are kept (default: %(default)s)")
     add(
         "--write",
@@ -288,7 +324,7 @@ def main() -> None:
         elif chosen.curves:
             rows = curves(name, chosen.folder, chosen.overrides)
         else:
-            rows = compare(name, chosen.methods, chosen.seeds, chosen.folder, chosen.overrides)
+            rows = compare(name, chosen.methods, chosen.seeds, chosen.folder, chosen.overrides, chosen.sasrec)
         print("\n".join(["", *lines(name, rows)]), flush=True)
         if chosen.write:
             found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -198,7 +198,16 @@ def check_combinations(recipe: Recipe, place_of: Callable[[str], str]) -> None:
     def refuse(name: str, sentence: str) -> None:
         raise InputError(f"{place_of(name)}: field '{name}' {sentence}")
 
-    backbone, data = recipe.backbone, recipe.data
+    backbone, data, method = recipe.backbone, recipe.data, recipe.method
+    if method.targets == "next":
+        if method.history_order != "chronological":
+            refuse("method.targets", "is next, but histories are shuffled; add method.history_order=chronological")
+        if method.readout != "last":
+            refuse("method.targets", "is next, which is learnt at single items; add method.readout=last")
+        if method.distillation:
+            refuse("method.targets", "is next, and the teacher knows no order; add method.distillation=0")
+        if method.mask_prompt_items:
+            refuse("method.targets", "is next, of which no item is left out; add method.mask_prompt_items=false")
     if backbone.name is None and "model_type" not in backbone.config:
         refuse("backbone.config", "has no model_type (gpt2, llama, …) and 'backbone.name' is none; give one of the two")
     if backbone.name is None and backbone.hub_name is not None:

@@ -128,9 +128,10 @@ class Method:
     readout: Literal["last", "mean"] = knob(
         "recommendation prompt is read at its last token (paper) or as the mean over its ID tokens and the last", "mean"
     )
-    targets: Literal["held_out", "all", "mixed"] = knob(
+    targets: Literal["held_out", "all", "mixed", "next"] = knob(
         "the multinomial likelihood is over the held-out items (paper), the whole history (published code), or both, the prompt's "
-        "items at weight `prompt_target_weight`",
+        "items at weight `prompt_target_weight`; next: at each item of the history the one that came next, for histories in order of "
+        "time (as SASRec learns); the prompt then ends with the history",
         "held_out",
     )
     prompt_target_weight: float = knob("with targets mixed: weight of the prompt's items", 0.3)

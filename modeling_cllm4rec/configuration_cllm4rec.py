@@ -46,7 +46,8 @@ class CLLM4RecConfig(PreTrainedConfig):
         mask_prompt_items (`bool`): Whether the loss of the recommendation head leaves the prompt's items out of the softmax.
         max_history (`int`): Items of a history that a prompt holds; the oldest are left out.
         prompt_ids (`dict[str, list[int]]`): Word ids of the recommendation prompt's hard parts, with the keys `history`
-            (" has interacted with"), `separator` (",") and `recommend` (" will interact with").
+            (" has interacted with"), `separator` (",") and `recommend` (" will interact with"). Where `recommend` is empty, as after
+            training for the next item, the prompt ends with the history.
         num_text_terms (`int`): Terms that the text map counts, by which texts of people and of new items are read; 0: there is
             no such map.
         text_states (`bool`): Whether the text map reads the backbone's states of a text beside its terms.

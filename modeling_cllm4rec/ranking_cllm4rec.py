@@ -85,14 +85,10 @@ class RankingMixin:
                 if index is not None and not 0 <= index < size:
                     raise IndexError(f"{name} {index} is outside [0, {size})")
             someone = [] if user is None else [first_user + int(user)]
-            prompts.append(
-                someone
-                + parts["history"]
-                + [first_item + item for item in items]
-                + parts["separator"]
-                + someone
-                + parts["recommend"]
-            )
+            prompt = someone + parts["history"] + [first_item + item for item in items]
+            if parts["recommend"]:
+                prompt += parts["separator"] + someone + parts["recommend"]
+            prompts.append(prompt)
         length = max(map(len, prompts))
         device = self.model.item_embeddings.weight.device
         input_ids = torch.tensor([prompt + [0] * (length - len(prompt)) for prompt in prompts], device=device)

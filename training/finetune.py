@@ -27,7 +27,7 @@ from training.hub.folder import write_model_folder
 from training.pretrain import pretrain
 from training.run import Run, logged, make_accelerator, stage_fingerprint
 from training.stages.loop import train
-from training.stages.model import learn_backbone, set_attention_dropout
+from training.stages.model import learn_backbone, prompt_fields, set_attention_dropout
 from training.stages.recommendation import recommendation_objective
 from training.stages.teacher import Teacher
 from training.stages.text_map import CHOSEN, fit_text_map
@@ -80,9 +80,9 @@ def finetune(
         started = time.perf_counter()
         attention = recipe.backbone.attn_implementation
         model = CLLM4RecForRecommendation.from_pretrained(start, attn_implementation=attention)
-        # Both are of this stage alone, and pretraining may have been run with others.
-        model.config.readout = recipe.method.readout
-        model.config.mask_prompt_items = recipe.method.mask_prompt_items
+        # Pretraining may have been run with others.
+        for name, value in prompt_fields(corpora, recipe.method).items():
+            setattr(model.config, name, value)
         set_attention_dropout(model, recipe.backbone.attention_dropout)
         learn_backbone(recipe, model)
         # In this stage the content tower stands still and pulls.

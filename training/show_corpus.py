@@ -11,7 +11,14 @@ import numpy as np
 from configuration.errors import InputError
 from configuration.recipe import Recipe
 from training.command_line import make_parser, run_script
-from training.data.batches import Batch, collaborative_batch, content_batch, layout_of, recommendation_batch
+from training.data.batches import (
+    Batch,
+    collaborative_batch,
+    content_batch,
+    layout_of,
+    next_item_batch,
+    recommendation_batch,
+)
 from training.data.corpora import KINDS, Corpora, build_corpora, open_corpora
 from training.data.interactions import build_interactions
 from training.data.readers import read_tables
@@ -59,7 +66,8 @@ def show_corpus(recipe: Recipe, count: int = 3, epoch: int = 0) -> str:
     chosen, layout = np.arange(min(count, len(users))), layout_of(corpora)
     arguments = (users, histories, chosen, layout, recipe.method, recipe.seed, epoch)
     lines += ["", f"collaborative, epoch {epoch}", *documents(corpora, collaborative_batch(*arguments))]
-    lines += ["", f"recommendation, epoch {epoch}", *documents(corpora, recommendation_batch(*arguments))]
+    make = next_item_batch if recipe.method.targets == "next" else recommendation_batch
+    lines += ["", f"recommendation, epoch {epoch}", *documents(corpora, make(*arguments))]
     raw_users, raw_items = corpora.users(), corpora.items()
     lines += ["", "raw ids of these users and of the first items"]
     lines += [f"  user_{users[row]} = {raw_users[users[row]]['id']}" for row in chosen]

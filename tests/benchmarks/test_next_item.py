@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import next_item
-from benchmarks.next_item import BY_TIME, baselines, figures, measure, with_validation
-from configuration.load import load_recipe
+from benchmarks.next_item import baselines, figures, measure, with_validation
 from training.data.ragged import Ragged
 
 
@@ -62,23 +61,25 @@ def test_baselines_know_validation_items_too(corpora, monkeypatch):
     assert given == [7, 9]
 
 
-def test_the_recipe_is_the_default_in_order_of_time():
-    recipe = load_recipe("ml-100k", "default", BY_TIME)
-    assert (recipe.data.split, recipe.data.min_rating, recipe.method.history_order) == (
-        "leave_last_out",
-        None,
-        "chronological",
-    )
+def test_sasrec_ranks_by_histories_that_end_before_the_test(corpora, monkeypatch):
+    def ranked(python, train, validation, seen, users, depth, *, sees_validation):
+        assert (python, depth, sees_validation) == ("python", 10, True)
+        assert [row.tolist() for row in validation[1]] == [[3], [4]]
+        assert seen.toarray()[0].tolist() == [1, 1, 1, 1, 0, 0, 0]
+        return np.array([[4, -1], [4, 5]])
+
+    monkeypatch.setattr(next_item, "ranked_by_sasrec", ranked)
+    assert next_item.sasrec(corpora, "python")["SASRec"]["ndcg_at_10"] == pytest.approx((1 + 1 / np.log2(3)) / 2)
 
 
 def test_ours_is_measured_on_the_sample_where_no_set_is_at_hand(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CLLM4REC_DATA", str(tmp_path / "none"))
     words = ["pretrain.epochs=0", "finetune.epochs=0", "backbone.config.n_embd=8", "method.initialisation=random"]
-    words += ["method.distillation=0", "method.text_map=false", "method.user_offsets=false"]
+    words += ["method.text_map=false"]
     monkeypatch.setattr(sys, "argv", ["next_item.py", "--folder", str(tmp_path), *words])
     monkeypatch.setattr(next_item, "NAMES", ("popularity",))
     next_item.main()
     shown = capsys.readouterr().out
     assert "| sample | HR@10 | NDCG@10 |" in shown
-    for label in ("CLLM4Rec", "CLLM4Rec, by history alone", "popularity"):
+    for label in ("CLLM4Rec, sequential", "CLLM4Rec, sequential, by history alone", "popularity"):
         assert f"| {label} | 0." in shown

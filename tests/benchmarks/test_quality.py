@@ -5,8 +5,10 @@ import pytest
 from matplotlib.image import imread
 
 from benchmarks import quality
-from benchmarks.quality import ABLATION, compare, draw, lines, run_once, summary
+from benchmarks.quality import ABLATION, compare, draw, lines, recipe_of, run_once, summary
 from configuration.load import load_recipe
+from training.data.corpora import open_corpora
+from training.run import Run
 
 SHORT = ["pretrain.epochs=0", "finetune.epochs=0", "evaluation.selection_users=20"]
 
@@ -44,6 +46,38 @@ def test_a_run_of_the_same_recipe_is_not_done_again(rows, monkeypatch):
     assert again["test"]["ndcg_at_100"]["value"] == pytest.approx(both["mean"], abs=2 * both["std"])
     with pytest.raises(pytest.fail.Exception):
         run_once("sample", "default", 43, folder, *SHORT, "finetune.lr=1e-2")
+
+
+def test_pretraining_is_taken_over_where_fine_tuning_alone_differs(rows, monkeypatch):
+    folder, _ = rows
+    like, trained_again = Run.of(recipe_of("sample", "default", 42, folder, *SHORT)), []
+    kept = quality.pretrain
+    monkeypatch.setattr(
+        quality, "pretrain", lambda *given, **options: trained_again.append(1) or kept(*given, **options)
+    )
+    for word, expected in (("method.user_offsets=false", []), ("method.item_bias=false", [1])):
+        run_once("sample", "default", 42, folder, *SHORT, word, like=like)
+        assert trained_again == expected, word
+
+
+def test_sasrec_is_a_row_where_there_is_an_interpreter_for_it(rows, monkeypatch):
+    folder, _ = rows
+    recipe = recipe_of("sample", "default", 42, folder, *SHORT)
+    corpora = open_corpora(Run.of(recipe).corpora)
+
+    def ranked(python, train, validation, seen, users, depth, *, sees_validation):
+        assert (python, depth, sees_validation) == ("python", 100, False)
+        found = np.full((len(users), depth), -1)
+        of, items = corpora.histories("test")
+        for row, user in enumerate(users[:10]):  # these are all right, the others get nothing
+            own = items[int(np.flatnonzero(of == user)[0])]
+            found[row, : len(own)] = own
+        return found
+
+    monkeypatch.setattr(quality, "ranked_by_sasrec", ranked)
+    words = [*SHORT, "evaluation.baselines=[popularity]"]
+    row = compare("sample", ["default"], 1, folder, words, "python")["SASRec"]
+    assert row["ndcg_at_100"]["mean"] == pytest.approx(10 / len(corpora.histories("test")[0]))
 
 
 def test_every_departure_is_a_field_that_the_default_recipe_sets_otherwise():

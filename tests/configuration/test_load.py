@@ -93,7 +93,7 @@ def test_an_unknown_recipe_names_the_nearest_and_all():
 
     assert "'smaple'" in message
     assert "the nearest is 'sample'" in message
-    assert "amazon-beauty, default, digital-music, ml-100k, paper, sample, smollm2" in message
+    assert "amazon-beauty, default, digital-music, ml-100k, paper, sample, sequential, smollm2" in message
     assert "the nearest is 'paper'" in sentence(load_recipe, "sample", "papers")
     assert "nowhere/films.yaml" in sentence(load_recipe, "nowhere/films.yaml")
 
@@ -248,12 +248,19 @@ def test_every_number_has_a_range_except_a_rating():
     assert set(RULES) <= set(recipe_fields())
 
 
+IN_TIME = ["method.history_order=chronological", "method.readout=last", "method.distillation=0"]
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
         (["backbone.config={}"], "'backbone.config' has no model_type"),
         (["backbone.gguf_file=a.gguf"], "'backbone.gguf_file' is given without 'backbone.name'"),
         (["data.split=random", "data.split_path=a.csv"], "'data.split_path' is given but 'data.split' is random"),
+        (["method.targets=next"], "histories are shuffled; add method.history_order=chronological"),
+        (["method.targets=next", *IN_TIME[:1]], "add method.readout=last"),
+        (["method.targets=next", *IN_TIME[:2]], "add method.distillation=0"),
+        (["method.targets=next", *IN_TIME[:3]], "add method.mask_prompt_items=false"),
         (["finetune.gradient_accumulation_steps=9", "finetune.batch_size=8"], "more than the 8 documents"),
     ],
 )
@@ -314,7 +321,7 @@ def test_an_error_after_merging_names_the_file_that_gave_the_value(write):
     assert sentence(load_recipe, data).startswith("set.yaml, line 2: field 'data.split_path'")
 
 
-@pytest.mark.parametrize("method", ["default", "paper", "smollm2"])
+@pytest.mark.parametrize("method", ["default", "paper", "sequential", "smollm2"])
 def test_a_dumped_recipe_loads_back_to_the_same(write, method):
     words = ["data.source='1e-3'", "tracker='none'", "data.license='~'", "data.path='no'", "finetune.lr=1e-7"]
     recipe = load_recipe("sample", method, [*words, "backbone.config.layer_norm_epsilon=1e-5"])

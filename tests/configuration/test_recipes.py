@@ -8,7 +8,7 @@ from configuration.fields import recipe_fields
 from configuration.load import RECIPES, add_arguments, load_recipe, recipe_from_arguments
 
 SETS = ["sample", "ml-100k", "digital-music", "amazon-beauty"]
-METHODS = ["default", "paper", "smollm2"]
+METHODS = ["default", "paper", "sequential", "smollm2"]
 
 
 def read(name):
@@ -93,7 +93,11 @@ def test_the_paper_recipe_makes_the_published_choices():
 
 
 def test_the_recipes_that_need_no_network_make_their_backbone():
-    assert [method for method in METHODS if load_recipe("sample", method).backbone.name is None] == ["default", "paper"]
+    assert [method for method in METHODS if load_recipe("sample", method).backbone.name is None] == [
+        "default",
+        "paper",
+        "sequential",
+    ]
 
 
 def test_every_field_is_documented():

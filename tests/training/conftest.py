@@ -121,10 +121,9 @@ def make_towers(shop, layout):
             backbone_config=backbone,
             num_users=shop.num_users,
             num_items=shop.num_items,
-            prompt_ids=layout.prompt_ids,
             freeze_backbone=not train_backbone,
             initializer_range=0.3,
-            **fields,
+            **({"prompt_ids": layout.prompt_ids} | fields),
         )
         return Towers(CLLM4RecForRecommendation(config), lambda_v, distillation)
 

@@ -104,19 +104,29 @@ def collaborative_batch(
         `input_ids`, `labels`, each int64 `(1, tokens)`, labels being ids as in `input_ids`; and `document_lengths`.
     """
     order = ordered(histories.take(documents), documents, histories, method, seed, epoch)
-    items = last(order, method.max_history)
-    prompt = [
-        constant([layout.num_words], len(documents), add=users[documents]),
-        constant(layout.prompt_ids["history"], len(documents)),
-    ]
-    rows = join([*prompt, shifted(items, layout.first_item)])
-    return language_batch(rows, np.full(len(rows), 1 + len(layout.prompt_ids["history"])))
+    return next_items(users[documents], last(order, method.max_history), layout)
+
+
+def next_item_batch(
+    users: np.ndarray, histories: Ragged, documents: np.ndarray, layout: Layout, method: Method, seed: int, epoch: int
+) -> Batch:
+    """As [`collaborative_batch`], but that a share of the documents (`method.user_token_dropout`) names nobody."""
+    order = ordered(histories.take(documents), documents, histories, method, seed, epoch)
+    who = named_users(users, documents, method, seed, epoch)
+    return next_items(who, last(order, method.max_history), layout)
+
+
+def next_items(users: np.ndarray, items: Ragged, layout: Layout) -> Batch:
+    """A language model's documents about what users (-1: nobody is named) had, one item after the other."""
+    history = layout.prompt_ids["history"]
+    rows = join([tokens_of(users, layout), constant(history, len(users)), shifted(items, layout.first_item)])
+    return language_batch(rows, (users >= 0) + len(history))
 
 
 def recommendation_batch(
     users: np.ndarray, histories: Ragged, documents: np.ndarray, layout: Layout, method: Method, seed: int, epoch: int
 ) -> Batch:
-    """Prompts over a random part of each history; the targets are the rest, the whole, or both (`method.targets`).
+    """Prompts over a random part of each history; the targets are the rest, the whole, or both (`method.targets` but next).
 
     Returns:
         `input_ids` int64 `(1, tokens)` and `document_lengths`; `labels` int64 `(documents, targets)`, item indices padded with
@@ -132,8 +142,7 @@ def recommendation_batch(
     in_prompt = place < np.repeat(counts - held, counts)
     prompt, target = select(order, in_prompt), select(order, ~in_prompt)
     prompt = last(prompt, method.max_history)
-    named = uniform(seed, epoch, USER_TOKEN, documents) >= method.user_token_dropout
-    prompts = packed(prompt_rows(prompt, np.where(named, users[documents], -1), layout))
+    prompts = packed(prompt_rows(prompt, named_users(users, documents, method, seed, epoch), layout))
     if method.targets == "all":
         target, weight = order, None
     elif method.targets == "mixed":
@@ -156,22 +165,25 @@ def evaluation_batch(users: np.ndarray, histories: Ragged, layout: Layout, max_h
 
 
 def prompt_rows(items: Ragged, users: np.ndarray, layout: Layout) -> Ragged:
-    """`user_i has interacted with item_a …, user_i will interact with`: the tail always stands, whatever was cut before."""
-    someone = Ragged(
-        (layout.num_words + users[users >= 0]).astype(np.int64),
-        np.concatenate([[0], np.cumsum(users >= 0)]).astype(np.int64),
+    """`user_i has interacted with item_a …, user_i will interact with`: the tail, where there is one, is never cut."""
+    count, someone, parts = len(users), tokens_of(users, layout), layout.prompt_ids
+    rows = [someone, constant(parts["history"], count), shifted(items, layout.first_item)]
+    if parts["recommend"]:
+        rows += [constant(parts["separator"], count), someone, constant(parts["recommend"], count)]
+    return join(rows)
+
+
+def tokens_of(users: np.ndarray, layout: Layout) -> Ragged:
+    """The token of each user, none of -1."""
+    known = users >= 0
+    return Ragged(
+        (layout.num_words + users[known]).astype(np.int64), np.concatenate([[0], np.cumsum(known)]).astype(np.int64)
     )
-    count = len(users)
-    return join(
-        [
-            someone,
-            constant(layout.prompt_ids["history"], count),
-            shifted(items, layout.first_item),
-            constant(layout.prompt_ids["separator"], count),
-            someone,
-            constant(layout.prompt_ids["recommend"], count),
-        ]
-    )
+
+
+def named_users(users: np.ndarray, documents: np.ndarray, method: Method, seed: int, epoch: int) -> np.ndarray:
+    """The users of documents, -1 for the share whose prompt names nobody in this epoch."""
+    return np.where(uniform(seed, epoch, USER_TOKEN, documents) >= method.user_token_dropout, users[documents], -1)
 
 
 def ordered(rows: Ragged, documents: np.ndarray, histories: Ragged, method: Method, seed: int, epoch: int) -> Ragged:

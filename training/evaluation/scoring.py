@@ -1,6 +1,7 @@
 """Scores of the trained model for the rankings, and its figures on the validation split after an epoch."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -39,7 +40,8 @@ class ModelScores:
         *,
         user_tokens: bool = True,
     ) -> None:
-        self.model, self.layout, self.max_history, self.user_tokens = model, layout, max_history, user_tokens
+        self.model, self.max_history, self.user_tokens = model, max_history, user_tokens
+        self.layout = layout if model.config.prompt_ids is None else replace(layout, prompt_ids=model.config.prompt_ids)
         self.lengths = np.zeros(layout.num_users, np.int64)
         self.lengths[users] = histories.lengths
         # A row for each user, empty for those without training items.

@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from transformers.pytorch_utils import Conv1D
 
 from configuration.errors import InputError
-from configuration.recipe import Backbone, Recipe
+from configuration.recipe import Backbone, Method, Recipe
 from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation
 from training.data.corpora import Corpora, load_from_backbone
 
@@ -40,11 +40,9 @@ def make_model(recipe: Recipe, corpora: Corpora) -> CLLM4RecForRecommendation:
         "num_items": corpora.num_items,
         "content_tower": method.content_tower and has_text,
         "freeze_backbone": backbone.train != "full",
-        "readout": method.readout,
         "item_bias": method.item_bias,
-        "mask_prompt_items": method.mask_prompt_items,
         "max_history": method.max_history,
-        "prompt_ids": corpora.info["prompt_ids"],
+        **prompt_fields(corpora, method),
         "initializer_range": method.initialisation_std,
     }
     loading: dict[str, Any] = {
@@ -70,6 +68,14 @@ def make_model(recipe: Recipe, corpora: Corpora) -> CLLM4RecForRecommendation:
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         where = "backbone.config" if backbone.name is None else f"backbone.name {backbone.name!r}"
         raise InputError(f"{where}: no such backbone can be had here: {str(error).splitlines()[0]}") from error
+
+
+def prompt_fields(corpora: Corpora, method: Method) -> dict[str, Any]:
+    """The configuration's fields that say what a recommendation prompt is and how it is read; fine-tuning alone depends on them."""
+    prompt_ids = dict(corpora.info["prompt_ids"])
+    if method.targets == "next":
+        prompt_ids |= {"separator": [], "recommend": []}
+    return {"readout": method.readout, "mask_prompt_items": method.mask_prompt_items, "prompt_ids": prompt_ids}
 
 
 def set_attention_dropout(model: CLLM4RecForRecommendation, share: float) -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from training.data.batches import (
     evaluation_batch,
     join,
     last,
+    next_item_batch,
     pad,
     plan_epoch,
     recommendation_batch,
@@ -271,9 +274,35 @@ def test_of_a_history_with_one_item_the_prompt_is_empty_and_the_item_the_target(
     assert batch["target_weights"].tolist() == [[1.0]]
 
 
+def next_items(histories, epoch=0, **method):
+    method = Method(history_order="chronological", **method)
+    return next_item_batch(np.arange(len(histories)), histories, np.arange(len(histories)), SMALL, method, SEED, epoch)
+
+
+def test_of_the_next_item_each_document_is_a_history_and_each_item_a_target():
+    histories = histories_of(3, 0, 6)
+    named, nobody = (next_items(histories, user_token_dropout=share, max_history=4) for share in (0.0, 1.0))
+    items = [(ITEM + row[-4:]).tolist() for row in histories]
+    assert rows_of(named) == [[USER + n, 1, 2, *row] for n, row in enumerate(items)]
+    assert rows_of(nobody) == [[1, 2, *row] for row in items]
+    assert labels_of(named) == labels_of(nobody) == items
+    mixed = [row for epoch in range(50) for row in rows_of(next_items(histories, epoch, user_token_dropout=0.3))]
+    assert 0.2 < np.mean([row[0] == 1 for row in mixed]) < 0.4
+
+
+def test_a_prompt_for_the_next_item_ends_with_the_history():
+    layout = Layout(10, 40, 100, PROMPT | {"separator": [], "recommend": []})
+    histories = histories_of(2, 0)
+    batch = evaluation_batch(np.array([3, -1]), histories, layout, 5)
+    assert rows_of(batch) == [[USER + 3, 1, 2, *(ITEM + histories[0])], [1, 2]]
+
+
 @pytest.mark.parametrize("max_history", [3, 100])
-def test_evaluation_prompts_are_those_of_the_model(make_towers, shop, layout, max_history):
-    model = make_towers(max_history=max_history).recommender
+@pytest.mark.parametrize("tail", [True, False])
+def test_evaluation_prompts_are_those_of_the_model(make_towers, shop, layout, max_history, tail):
+    if not tail:
+        layout = replace(layout, prompt_ids=layout.prompt_ids | {"separator": [], "recommend": []})
+    model = make_towers(max_history=max_history, prompt_ids=layout.prompt_ids).recommender
     users, histories = shop.histories("recommendation")
     asked = np.array([0, -1, 4])
     batch = evaluation_batch(np.where(asked < 0, -1, users[asked]), histories.take(abs(asked)), layout, max_history)

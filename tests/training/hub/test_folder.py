@@ -64,7 +64,7 @@ def test_a_published_recipe_says_nothing_of_the_machine_and_all_of_the_method():
 
 def test_a_published_recipe_is_read_back_as_it_is(tmp_path):
     for name in ("sample", "ml-100k", "digital-music", "amazon-beauty"):
-        for method in ("default", "paper", "smollm2"):
+        for method in ("default", "paper", "sequential", "smollm2"):
             public = published_recipe(load_recipe(name, method))
             (tmp_path / "recipe.yaml").write_text(dump_recipe(public))
             assert load_recipe(tmp_path / "recipe.yaml") == public == recipe_from_dict(asdict(public))

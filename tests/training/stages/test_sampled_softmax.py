@@ -87,6 +87,16 @@ def test_with_all_items_for_candidates_losses_and_gradients_are_the_exact_ones(
     assert ("distilled" in results[0][0]) == (kind == "recommendation")
 
 
+def test_the_next_item_is_learnt_by_a_sampled_softmax_too(make_towers, shop):
+    found = []
+    for softmax in ("exact", "sampled"):
+        fields = {"history_order": "chronological", "targets": "next", "softmax": softmax, "num_negatives": 24}
+        objective, towers = objective_of("recommendation", shop, **fields), make_towers(mask_prompt_items=False).eval()
+        found.append(towers(objective.name, objective.collate(np.arange(4), 0, 0), None))
+    torch.testing.assert_close(*found)
+    assert found[0]["likelihood"] > 0
+
+
 def test_few_negatives_give_the_sum_of_the_softmax_on_average():
     generator = torch.Generator().manual_seed(0)
     table = torch.nn.Embedding(300, 4)
