@@ -324,7 +324,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, fingerprint: str) ->
     """Continue from `last/`.
 
     Raises:
-        InputError: if it was written for another data set, backbone or method.
+        InputError: if it was written for another data set, backbone or method, or by processes that share the weights otherwise.
     """
     path = folder / "last" / "progress.json"
     progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
@@ -332,6 +332,14 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, fingerprint: str) ->
         raise InputError(
             f"{path.parent}: this checkpoint belongs to another data set, backbone or recipe; use the recipe it was made with, "
             "or start anew with --overwrite"
+        )
+    # FSDP2 keeps the shards of its processes in a format of their own.
+    in_shards = not (path.parent / "model.safetensors").is_file()
+    if in_shards != accelerator.is_fsdp2:
+        ways = ("without FSDP2", "under FSDP2")
+        raise InputError(
+            f"{path.parent}: this checkpoint was written {ways[in_shards]} and cannot be resumed {ways[accelerator.is_fsdp2]}; launch as "
+            "before (configuration/accelerate/), or start anew with --overwrite"
         )
     accelerator.load_state(str(path.parent))
     logger.info("resumed after epoch %d from %s", progress.epoch, path.parent)

@@ -1,6 +1,7 @@
 import errno
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation
 from training.data.batches import plan_epoch
 from training.stages.collaborative import collaborative_objective
 from training.stages.content import content_objective
-from training.stages.loop import Objective, epochs_of, lr_share, parameter_groups, train
+from training.stages.loop import Objective, epochs_of, load_checkpoint, lr_share, parameter_groups, train
 from training.stages.optimiser import RowwiseAdamW
 from training.stages.recommendation import recommendation_objective
 from training.stages.towers import Towers
@@ -206,6 +207,15 @@ def test_a_checkpoint_of_another_recipe_is_refused(run, make_towers):
     with pytest.raises(InputError, match=r"last: this checkpoint belongs to another data set, backbone or recipe"):
         run(untouched, fingerprint="another", resume=True)
     assert_same_weights(untouched, make_towers())
+
+
+@pytest.mark.parametrize(("written", "launched"), [("under FSDP2", False), ("without FSDP2", True)])
+def test_a_checkpoint_of_processes_that_share_the_weights_otherwise_is_refused(run, tmp_path, written, launched):
+    run(stage={"epochs": 1})
+    if not launched:  # what FSDP2 writes has its shards in a folder
+        (tmp_path / "run" / "last" / "model.safetensors").rename(tmp_path / "run" / "last" / "shard")
+    with pytest.raises(InputError, match=rf"was written {written} and cannot be resumed .*; launch as before"):
+        load_checkpoint(SimpleNamespace(is_fsdp2=launched), tmp_path / "run", "f")
 
 
 def test_training_stops_after_epochs_without_gain_and_keeps_the_best(run, make_towers, tmp_path):
