@@ -47,7 +47,7 @@ def trains(stage: str, recipe: Recipe, corpora: Path, batches: int, without: str
         recipe: Of the run.
         corpora: Its corpora.
         batches: Steps at a call.
-        without: `packing`, `gelu`, `attention`, `chunks`, `positions`, `half`, or `` for none.
+        without: `packing`, `gelu`, `attention`, `chunks`, `gradients`, `positions`, `half`, or `` for none.
 
     Returns:
         A function that gives the number of documents.
@@ -65,6 +65,8 @@ def trains(stage: str, recipe: Recipe, corpora: Path, batches: int, without: str
         set_attention_dropout(steps.towers.recommender, 0.1)
     elif without == "chunks":
         vars(nn.functional).pop("linear_cross_entropy", None)  # as in a torch before 2.13
+    elif without == "gradients":
+        mock.patch.object(modeling, "next_token_loss", loss_at_once).start()
     elif without == "positions":
         mock.patch.object(modeling, "next_token_loss", loss_everywhere).start()
     elif without == "packing":
@@ -90,6 +92,15 @@ def loss_everywhere(
     """The loss from logits of every position."""
     logits = nn.functional.linear(hidden[0, :-1], weight, bias)
     return nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum") / divisor
+
+
+def loss_at_once(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, divisor: int
+) -> torch.Tensor:
+    """The loss from the logits of all labels at once, which the backward pass finds."""
+    paid = labels[0, 1:] != -100
+    logits = nn.functional.linear(hidden[0, :-1][paid], weight, bias).float()
+    return nn.functional.cross_entropy(logits, labels[0, 1:][paid], reduction="sum") / divisor
 
 
 def row_steps(sparse: bool) -> Callable[[], float]:
@@ -126,6 +137,7 @@ PARTS = (
     Part("softmax over the words by one kernel in chunks, ÷ logits at once", "content", "chunks"),
     Part("logits where a label is, ÷ everywhere", "content", "positions"),
     Part("bfloat16, ÷ float32", "collaborative", "half", half=True),
+    Part("bfloat16: softmax over the words in chunks, ÷ logits at once", "content", "gradients", half=True),
 )
 
 

@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import NewGELUActivation
@@ -22,6 +21,7 @@ from transformers.utils import cached_file, can_return_tuple
 from transformers.utils.hub import extract_commit_hash
 
 from .configuration_cllm4rec import CLLM4RecConfig
+from .loss_cllm4rec import next_token_loss
 from .packing_cllm4rec import PACKED_SDPA, Packing
 from .ranking_cllm4rec import NO_USERS, RankingMixin
 from .text_cllm4rec import TextMap
@@ -30,9 +30,6 @@ Tower = Literal["collaborative", "content"]
 
 # A logit that no softmax notices, yet finite in every dtype, so that masked rows give no NaN.
 MASKED_LOGIT = -1e4
-
-# Logits that a softmax over words or items holds at a time, in the chunked kernel: 16 MB in float32.
-LOGITS_AT_A_TIME = 2**22
 
 # What transformers calls the cache of earlier tokens: renamed in 5.24, and the old name goes in 5.40.
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -743,51 +740,6 @@ def within_documents(labels: torch.Tensor, document_lengths: Sequence[int] | Non
     if document_lengths is None:
         return labels
     return labels.index_fill(1, Packing.of(document_lengths, labels.shape, labels.device).starts, -100)
-
-
-def next_token_loss(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    labels: torch.Tensor,
-    divisor: torch.Tensor | int | None = None,
-) -> torch.Tensor:
-    """Cross-entropy of each label given the tokens before it, a scalar in float32; logits are computed only where a label is.
-
-    No more than [`LOGITS_AT_A_TIME`] are held: in float32 by torch's chunked kernel, where it has one (2.13), and
-    `python benchmarks/parts.py` prints what that gives over 50,257 words; in half precision, in which that kernel is slow on a
-    processor and sums coarsely, by computing the logits of a chunk again in the backward pass.
-
-    Args:
-        hidden: `(batch, length, width)`.
-        weight: `(classes, width)`, the head.
-        bias: `(classes,)` or None.
-        labels: `(batch, length)`, classes, -100 where nothing is predicted.
-        divisor: What the sum is divided by; the number of labels by default.
-    """
-    labels = labels[:, 1:].to(hidden.device)
-    paid = labels != -100
-    states, targets = hidden[:, :-1][paid], labels[paid]
-    device, rows = states.device.type, max(LOGITS_AT_A_TIME // len(weight), 1)
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
-    if dtype == torch.float32 and hasattr(F, "linear_cross_entropy"):
-        options = nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
-        loss = F.linear_cross_entropy(states, weight, targets, linear_bias=bias, reduction="sum", options=options)
-    elif len(states) <= rows:
-        loss = summed_cross_entropy(states, weight, bias, targets)
-    else:
-        weight = weight.to(dtype)  # once, not for each chunk
-        loss = torch.zeros((), device=states.device)
-        for part, wanted in zip(states.split(rows), targets.split(rows), strict=True):
-            loss = loss + checkpoint(summed_cross_entropy, part, weight, bias, wanted, use_reentrant=False)
-    return loss / (paid.sum().clamp(min=1) if divisor is None else divisor)
-
-
-def summed_cross_entropy(
-    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
-) -> torch.Tensor:
-    """Cross-entropy of targets `(n,)` from states `(n, width)`, summed in float32."""
-    return F.cross_entropy(F.linear(states, weight, bias).float(), targets, reduction="sum")
 
 
 # The published names.

@@ -38,6 +38,7 @@ MODEL_FILES = [
     "generation_config.json",
     "handler.py",
     "items.jsonl",
+    "loss_cllm4rec.py",
     "model.safetensors",
     "modeling_cllm4rec.py",
     "packing_cllm4rec.py",

@@ -25,6 +25,7 @@ REMOTE_CODE = (
     "catalogue_cllm4rec.py",
     "configuration_cllm4rec.py",
     "handler.py",
+    "loss_cllm4rec.py",
     "modeling_cllm4rec.py",
     "packing_cllm4rec.py",
     "pipeline_cllm4rec.py",

@@ -1,0 +1,108 @@
+"""The softmax of the language models: a linear head over words or items, whose logits are made a chunk at a time."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+# Logits that are held at a time: 16 MB in float32.
+LOGITS_AT_A_TIME = 2**22
+
+
+def next_token_loss(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    divisor: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Cross-entropy of each label given the tokens before it, a scalar in float32; logits are computed only where a label is.
+
+    No more than [`LOGITS_AT_A_TIME`] are held: in float32 by torch's chunked kernel, where it has one (2.13); elsewhere, and in half
+    precision, in which that kernel is slow on a processor and sums coarsely, by [`CrossEntropyInChunks`]. `python benchmarks/parts.py`
+    prints what either gives over 50,257 words.
+
+    Args:
+        hidden: `(batch, length, width)`.
+        weight: `(classes, width)`, the head.
+        bias: `(classes,)` or None.
+        labels: `(batch, length)`, classes, -100 where nothing is predicted.
+        divisor: What the sum is divided by; the number of labels by default.
+    """
+    labels = labels[:, 1:].to(hidden.device)
+    paid = labels != -100
+    states, targets = hidden[:, :-1][paid], labels[paid]
+    device, rows = states.device.type, max(LOGITS_AT_A_TIME // len(weight), 1)
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+    if dtype == torch.float32 and hasattr(F, "linear_cross_entropy"):
+        options = nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
+        loss = F.linear_cross_entropy(states, weight, targets, linear_bias=bias, reduction="sum", options=options)
+    elif len(states) <= rows:
+        loss = F.cross_entropy(F.linear(states, weight, bias).float(), targets, reduction="sum")
+    else:
+        head = (weight.to(dtype), None if bias is None else bias.to(dtype))
+        loss = CrossEntropyInChunks.apply(states.to(dtype), *head, targets, rows)
+    return loss / (paid.sum().clamp(min=1) if divisor is None else divisor)
+
+
+class CrossEntropyInChunks(torch.autograd.Function):
+    """Cross-entropy of a linear head, summed in float32; a chunk's gradients are made while its logits are there.
+
+    So each logit is computed once and none is kept for the backward pass, which scales the gradients.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        rows: int,
+    ) -> torch.Tensor:
+        """The sum, a scalar in float32.
+
+        Args:
+            ctx: Keeps the gradients.
+            states: `(n, width)`.
+            weight: `(classes, width)` of the same dtype.
+            bias: `(classes,)`, alike, or None.
+            targets: `(n,)`, classes.
+            rows: States of a chunk.
+        """
+        wants_states, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        of_states: list[torch.Tensor] = []
+        of_weight = of_bias = None
+        total = torch.zeros((), device=states.device)
+        for start in range(0, len(states), rows):
+            part, wanted = states[start : start + rows], targets[start : start + rows].unsqueeze(1)
+            likelihood = F.log_softmax(F.linear(part, weight, bias).float(), 1)
+            total -= likelihood.gather(1, wanted).sum()
+            if not any(ctx.needs_input_grad):
+                continue
+            # The softmax less one at the target, in place.
+            wide = likelihood.exp_().scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=torch.float32))
+            of_logits = wide.to(part.dtype)
+            if wants_bias:
+                of_bias = sum_of(of_bias, wide.sum(0))
+            if wants_states:
+                of_states.append(of_logits @ weight)
+            if wants_weight:
+                of_weight = sum_of(of_weight, of_logits.T @ part)
+        ctx.gradients = torch.cat(of_states) if of_states else None, of_weight, of_bias
+        ctx.dtype = states.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The kept gradients, scaled; targets and rows have none."""
+        gradients = [None if kept is None else (scale * kept).to(ctx.dtype) for kept in ctx.gradients]
+        return (*gradients, None, None)
+
+
+def sum_of(so_far: torch.Tensor | None, more: torch.Tensor) -> torch.Tensor:
+    """A sum over chunks, in float32 where there is more than one."""
+    return more if so_far is None else so_far.float().add_(more)
