@@ -36,6 +36,7 @@ from training.data.readers import read_tables
 from training.evaluation.scoring import split_matrix
 from training.files import write_text
 from training.finetune import finetune
+from training.predict import predict
 from training.pretrain import pretrain
 from training.stages.terms import tf_idf
 from training.stages.text_map import RIDGES, STATE_WEIGHTS, Ridge
@@ -62,9 +63,11 @@ def trained(recipe: Recipe, frame: pd.DataFrame) -> tuple[CLLM4RecForRecommendat
     alone = ~frame["user"].isin(frame["user"][trains])
     frame = frame.assign(split=np.where(trains | alone, "train", "validation"))
     names = {"user": recipe.data.user_column, "item": recipe.data.item_column}
-    for stage in (recipe, replace(recipe, refit=True)):
-        pretrain(stage, frame=frame.rename(columns=names), overwrite=True)
-        run = finetune(stage, overwrite=True)
+    for way in (recipe, replace(recipe, refit=True)):
+        pretrain(way, frame=frame.rename(columns=names), overwrite=True)
+        run = finetune(way, overwrite=True)
+        if not way.refit:
+            predict(way, overwrite=True)  # a refit follows a finished run
     return CLLM4RecForRecommendation.from_pretrained(run.model).eval(), open_corpora(run.corpora)
 
 
@@ -227,7 +230,7 @@ def explanations(model: CLLM4RecForRecommendation, corpora: Corpora) -> Figures:
 
 def measure(method: str, draws: int, overrides: list[str], folder: Path) -> Iterator[Figures]:
     """The figures of each draw; those of explanations are of the whole sample, in the first."""
-    recipe = load_recipe("sample", method, [f"output_dir={folder}", "tracker=none", "name=newcomers", *overrides])
+    recipe = load_recipe("sample", method, [f"output_dir={folder}", "tracker=none", "name=newcomers", "evaluation.baselines=[]", *overrides])
     tables = read_tables(recipe.data)
     assert tables.users is not None
     assert tables.items is not None
