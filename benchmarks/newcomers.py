@@ -230,7 +230,11 @@ def explanations(model: CLLM4RecForRecommendation, corpora: Corpora) -> Figures:
 
 def measure(method: str, draws: int, overrides: list[str], folder: Path) -> Iterator[Figures]:
     """The figures of each draw; those of explanations are of the whole sample, in the first."""
-    recipe = load_recipe("sample", method, [f"output_dir={folder}", "tracker=none", "name=newcomers", "evaluation.baselines=[]", *overrides])
+    recipe = load_recipe(
+        "sample",
+        method,
+        [f"output_dir={folder}", "tracker=none", "name=newcomers", "evaluation.baselines=[]", *overrides],
+    )
     tables = read_tables(recipe.data)
     assert tables.users is not None
     assert tables.items is not None

@@ -22,19 +22,19 @@ print(*sys.argv[4:], rows, file=sys.stderr)
 
 
 @pytest.mark.parametrize("sees_validation", [False, True])
-def test_what_users_had_is_left_out_and_who_is_unknown_gets_nothing(tmp_path, capfd, sees_validation):
+def test_what_users_had_is_left_out_and_who_is_unknown_gets_what_is_popular(tmp_path, capfd, sees_validation):
     python = tmp_path / "python"
     (tmp_path / "standin.py").write_text(STANDIN)
     python.write_text(f'#!/bin/sh\nshift 2\nexec "{sys.executable}" "{tmp_path}/standin.py" "$@"\n')
     python.chmod(0o755)
-    train = np.array([0, 2]), Ragged.from_lists([[3, 6], [1]], np.int32)
+    train = np.array([0, 2]), Ragged.from_lists([[3, 6], [3]], np.int32)
     validation = np.array([2]), Ragged.from_lists([[5]], np.int32)
-    seen = csr_matrix((np.ones(4), ([0, 0, 2, 2], [3, 6, 1, 5])), shape=(3, 7))
+    seen = csr_matrix((np.ones(4), ([0, 0, 2, 2], [3, 6, 3, 5])), shape=(3, 7))
     users = np.array([0, 1, 2])
     best = ranked_by_sasrec(str(python), train, validation, seen, users, 3, sees_validation=sees_validation)
-    assert best.tolist() == [[5, 4, 2], [-1, -1, -1], [6, 4, 3]]
+    assert best.tolist() == [[5, 4, 2], [3, 6, 0], [6, 4, 2]]
     told = capfd.readouterr().err
     assert ("--sees-validation" in told) == sees_validation
     assert "--depth 5" in told
-    rows = [["0", "3", "train"], ["0", "6", "train"], ["2", "1", "train"], ["2", "5", "validation"]]
+    rows = [["0", "3", "train"], ["0", "6", "train"], ["2", "3", "train"], ["2", "5", "validation"]]
     assert str(rows) in told
