@@ -140,7 +140,9 @@ class Method:
     )
     mask_prompt_items: bool = knob("leave the prompt's items out of the softmax of the loss (not in the paper)", True)
     user_token_dropout: float = knob(
-        "share of the training prompts without the user token, so that people without one are served", 0.5
+        "share of the training prompts without the user token, so that people without one are served; 1: no prompt names a user, and "
+        "known ones are served by their history, too",
+        0.5,
     )
     item_bias: bool = knob("a learned bias per item in both item heads (not in the paper)", True)
     softmax: Literal["exact", "sampled"] = knob(

@@ -48,6 +48,7 @@ class CLLM4RecConfig(PreTrainedConfig):
         prompt_ids (`dict[str, list[int]]`): Word ids of the recommendation prompt's hard parts, with the keys `history`
             (" has interacted with"), `separator` (",") and `recommend` (" will interact with"). Where `recommend` is empty, as after
             training for the next item, the prompt ends with the history.
+        prompt_names_user (`bool`): Whether recommendation prompts name a known user, who is otherwise served by history alone.
         num_text_terms (`int`): Terms that the text map counts, by which texts of people and of new items are read; 0: there is
             no such map.
         text_states (`bool`): Whether the text map reads the backbone's states of a text beside its terms.
@@ -83,6 +84,7 @@ class CLLM4RecConfig(PreTrainedConfig):
     mask_prompt_items: bool = True
     max_history: int = 512
     prompt_ids: dict[str, list[int]] | None = None
+    prompt_names_user: bool = True
     num_text_terms: int = 0
     text_states: bool = False
     user_offsets: bool = False

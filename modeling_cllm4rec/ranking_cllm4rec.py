@@ -58,8 +58,8 @@ class RankingMixin:
             `input_ids` and `attention_mask` of shape `(batch, length)`, padded on the right, on the model's device.
 
         Raises:
-            ValueError: if neither is given, their lengths differ, a user is given to a model without user embeddings, or the
-                configuration holds no prompt.
+            ValueError: if neither is given, their lengths differ, a user is given to a model without user embeddings, or without
+                a history to a model whose prompts name nobody, or the configuration holds no prompt.
             IndexError: naming an index outside the catalogue or the users.
         """
         if self.config.prompt_ids is None:
@@ -84,7 +84,9 @@ class RankingMixin:
             ):
                 if index is not None and not 0 <= index < size:
                     raise IndexError(f"{name} {index} is outside [0, {size})")
-            someone = [] if user is None else [first_user + int(user)]
+            if user is not None and not (items or self.config.prompt_names_user):
+                raise ValueError(f"user {user} has no history: the prompts of this model name nobody, give one")
+            someone = [] if user is None or not self.config.prompt_names_user else [first_user + int(user)]
             prompt = someone + parts["history"] + [first_item + item for item in items]
             if parts["recommend"]:
                 prompt += parts["separator"] + someone + parts["recommend"]

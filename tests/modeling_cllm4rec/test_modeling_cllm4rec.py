@@ -304,6 +304,16 @@ def test_under_autocast_gradients_have_the_dtype_of_the_weights(monkeypatch):
     torch.testing.assert_close(*gradients, atol=0.1, rtol=0.05)
 
 
+def test_prompts_that_name_nobody_need_a_history(config):
+    model = make(CLLM4RecForRecommendation, config, prompt_names_user=False)
+    prompts = model.prepare_prompts([[3], [3, 4]], [2, None])
+    wanted = model.prepare_prompts([[3], [3, 4]])
+    assert prompts["input_ids"].tolist() == wanted["input_ids"].tolist()
+    assert not ((prompts["input_ids"] >= USER) & (prompts["input_ids"] < ITEM)).any()
+    with pytest.raises(ValueError, match="user 2 has no history: the prompts of this model name nobody"):
+        model.prepare_prompts(None, [2])
+
+
 @pytest.mark.parametrize("mask_prompt_items", [False, True])
 def test_multinomial_likelihood(config, mask_prompt_items):
     model = make(CLLM4RecForRecommendation, config, mask_prompt_items=mask_prompt_items)

@@ -34,9 +34,19 @@ def test_the_next_item_is_learnt_in_order_of_time_and_read_at_the_last_one(store
     histories = [[circle[(start + step) % 12] for step in range(5)] for start in range(12)]
     best = model.recommend(histories, k=1).items[:, 0].tolist()
     assert best == [circle[(start + 5) % 12] for start in range(12)]
+    assert model.config.prompt_names_user
     # What the head reads is the language model's state behind the last item.
     prompts = model.prepare_prompts(histories[:2])
     language_model = share(CLLM4RecForCollaborativeLM, model.model).eval()
     wanted = language_model(prompts["input_ids"]).logits[:, -1]
     torch.testing.assert_close(model(**prompts).logits, wanted)
     assert predict(recipe)["test"]["ndcg_at_100"]["value"] > 0.9
+
+
+def test_where_no_prompt_named_a_user_none_does_when_people_are_ranked_for(store_recipe, store_frame, vary):
+    fields = {"user_token_dropout": 1.0, "user_offsets": False, "text_map": False}
+    recipe = vary(store_recipe, method=NEXT_ITEM | fields)
+    pretrain(recipe, frame=store_frame)
+    finetune(recipe)
+    results = predict(recipe)
+    assert results["test"] == results["test_by_history"]

@@ -60,7 +60,7 @@ class ModelScores:
         passes = np.cumsum(lengths) // (ITEMS_PER_PASS_ON_CPU if device.type == "cpu" else ITEMS_PER_PASS)
         parts = []
         for part in np.split(users, np.flatnonzero(np.diff(passes)) + 1):
-            named = part if self.user_tokens else np.full_like(part, -1)
+            named = part if self.user_tokens and self.model.config.prompt_names_user else np.full_like(part, -1)
             batch = evaluation_batch(named, self.histories.take(part), self.layout, self.max_history)
             prompts = on_device(batch, device)
             hidden = self.model.model(**prompts, use_cache=False).last_hidden_state

@@ -75,7 +75,12 @@ def prompt_fields(corpora: Corpora, method: Method) -> dict[str, Any]:
     prompt_ids = dict(corpora.info["prompt_ids"])
     if method.targets == "next":
         prompt_ids |= {"separator": [], "recommend": []}
-    return {"readout": method.readout, "mask_prompt_items": method.mask_prompt_items, "prompt_ids": prompt_ids}
+    return {
+        "readout": method.readout,
+        "mask_prompt_items": method.mask_prompt_items,
+        "prompt_ids": prompt_ids,
+        "prompt_names_user": method.user_token_dropout < 1,
+    }
 
 
 def set_attention_dropout(model: CLLM4RecForRecommendation, share: float) -> None:
