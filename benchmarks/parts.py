@@ -20,18 +20,18 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.activations import NewGELUActivation
 
-from benchmarks.claims import Claim, Worker, alternate, write_claims
+from benchmarks.claims import MB, Claim, Worker, alternate, environment, paired, write_claims
 from benchmarks.sets import make_corpora, set_at_hand, set_recipe
 from benchmarks.steps import Steps
 from configuration.recipe import Recipe
 from modeling_cllm4rec import modeling_cllm4rec as modeling
 from training.data.corpora import open_corpora
-from training.device import computes_in_bf16
+from training.device import KERNELS_KEPT, computes_in_bf16
 from training.stages.model import set_attention_dropout
 from training.stages.optimiser import RowwiseAdamW
 
 COMMAND = "python benchmarks/parts.py"
-ROWS, WIDTH, TOUCHED = 1_000_000, 64, 3_000
+ROWS, WIDTH, TOUCHED, ONEDNNS_OWN = 1_000_000, 64, 3_000, 1024
 
 
 def steps_of(stage: str, recipe: Recipe, corpora: Path) -> Steps:
@@ -164,12 +164,27 @@ def claims(short: bool, folder: Path | None = None) -> Iterator[Claim]:
             ):
                 found = alternate(part.claim, name, mine, other, unit="documents/s", repeats=repeats, command=COMMAND)
             yield found
+        if computes_in_bf16("cpu"):
+            yield kernels_kept(name, where, corpora, 20 if short else 60)
     with Worker(row_steps, True) as mine, Worker(row_steps, False) as other:
         found = alternate(
             "row-wise AdamW, ÷ dense", f"{TOUCHED:,} of {ROWS:,} rows", mine, other, unit="steps/s", repeats=repeats,
             command=COMMAND,
         )  # fmt: skip
     yield found
+
+
+def kernels_kept(name: str, folder: Path, corpora: Path, batches: int) -> Claim:
+    """Peak memory of the collaborative stage in bfloat16, with as many of oneDNN's kernels kept as training does ÷ with its own number."""
+    recipe, peaks = set_recipe(name, folder, "pretrain.mixed_precision=bf16"), []
+    for kept in (KERNELS_KEPT, ONEDNNS_OWN):
+        with (
+            environment({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(kept)}),
+            Worker(trains, "collaborative", recipe, corpora, batches, "") as worker,
+        ):
+            peaks.append(worker.peak_memory / MB)
+    claim = f"bfloat16: {KERNELS_KEPT} kernels kept, ÷ {ONEDNNS_OWN}: memory of {batches} steps"
+    return paired(claim, name, [peaks], unit="MB", at_most=1.0, command=COMMAND)
 
 
 def main() -> None:

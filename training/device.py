@@ -1,8 +1,19 @@
 """Where torch computes, and in what."""
 
+import os
+
 import torch
 
 from configuration.errors import InputError
+
+# Shapes of matrices that oneDNN, which multiplies in bfloat16 on a processor, keeps kernels for. Packed batches have ever new shapes, and
+# of its own 1024 each takes a quarter of a megabyte: training would grow by hundreds.
+KERNELS_KEPT = 16
+
+
+def keep_few_kernels() -> None:
+    """Have oneDNN keep [`KERNELS_KEPT`] kernels, unless the environment says how many; to be called before the first one is made."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
 
 
 def computes_in_bf16(kind: str) -> bool:

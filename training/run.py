@@ -24,7 +24,7 @@ from configuration.load import fingerprint
 from configuration.recipe import Recipe, Stage
 from training.data.corpora import Corpora, build_corpora, open_corpora
 from training.data.interactions import VALIDATION, Interactions
-from training.device import check_device, computes_in_bf16
+from training.device import check_device, computes_in_bf16, keep_few_kernels
 from training.evaluation.scoring import split_matrix
 from training.files import unwritable, write_text
 from training.stages.loop import Progress
@@ -244,6 +244,7 @@ def make_accelerator(recipe: Recipe, stage: Stage | None, folder: Path) -> Accel
     Raises:
         InputError: if the device is unknown or not there, or the tracker or the precision is not to be had.
     """
+    keep_few_kernels()
     device = check_device(recipe.device)
     # Said to Accelerate whenever it comes to that: its launcher does not pass it on to several processes on a CPU.
     on_cpu = (

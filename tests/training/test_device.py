@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -39,3 +41,12 @@ def test_auto_is_what_the_machine_can_do(store_recipe, vary, tmp_path, monkeypat
     assert make_accelerator(recipe, recipe.pretrain, tmp_path).mixed_precision == given
     assert kinds == (["cpu"] if wanted == "auto" else [])
     assert make_accelerator(recipe, None, tmp_path).mixed_precision == "no"
+
+
+def test_few_kernels_are_kept_unless_the_environment_says_otherwise(store_recipe, tmp_path, monkeypatch):
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    make_accelerator(store_recipe, None, tmp_path)
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "16"
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "500")
+    make_accelerator(store_recipe, None, tmp_path)
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "500"
