@@ -135,7 +135,8 @@ def test_ours_ranks_as_evaluation_does(sample, monkeypatch):
 
     make = steps.make_model
     monkeypatch.setattr(steps, "best_items", noted)
-    monkeypatch.setattr(steps, "make_model", lambda *given: made.append(make(*given)) or made[-1])
+    # In float32 two scores that differ by a rounding change places from one batch to another.
+    monkeypatch.setattr(steps, "make_model", lambda *given: made.append(make(*given).double()) or made[-1])
     opened = open_corpora(corpora)
     steps.ours("predict", recipe, corpora, 2)()
     users, histories = opened.histories("recommendation")
@@ -146,12 +147,7 @@ def test_ours_ranks_as_evaluation_does(sample, monkeypatch):
         batch_size=7, k=recipe.evaluation.top_k,
         read_block=lambda block, items: top.update(zip(block.tolist(), items.tolist(), strict=True)),
     )  # fmt: skip
-    assert ranked.keys() == top.keys()
-    # Two scores that differ by a rounding may change places from one batch to another.
-    given = scores(users)
-    for row, user in enumerate(users.tolist()):
-        assert len(set(ranked[user])) == len(top[user])
-        np.testing.assert_allclose(given[row, ranked[user]], given[row, top[user]], rtol=0, atol=1e-6)
+    assert ranked == top
 
 
 def test_ours_ranks_every_user_once_as_predict_does(sample, monkeypatch):
