@@ -30,7 +30,8 @@ from benchmarks.claims import RESULTS
 from configuration.load import load_recipe
 from configuration.recipe import Recipe
 from modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.text_cllm4rec import read_states, words_of
+from modeling_cllm4rec.text_cllm4rec import words_of
+from modeling_cllm4rec.text_encoder_cllm4rec import text_encoder_of
 from training.data.corpora import Corpora, open_corpora
 from training.data.readers import read_tables
 from training.evaluation.scoring import split_matrix
@@ -116,14 +117,11 @@ def ridge_scores(
 
 
 def readers(model: CLLM4RecForRecommendation) -> dict[str, Callable[[list[str]], np.ndarray] | None]:
-    """What ridge regression reads of a text: its words, and what the model's backbone makes of it where the model reads that."""
-
-    def read(texts: list[str]) -> np.ndarray:
-        pooled = read_states(model, texts)
-        assert pooled is not None
-        return pooled.numpy()
-
-    return {"TF-IDF": None} | ({"TF-IDF and states": read} if model.config.text_states else {})
+    """What ridge regression reads of a text: its words, and what the model's text encoder makes of it where there is one."""
+    if not model.config.text_state_width:
+        return {"TF-IDF": None}
+    encoder = text_encoder_of(model)
+    return {"TF-IDF": None, "TF-IDF and the text encoder": lambda texts: encoder(texts).numpy()}
 
 
 def new_people(recipe: Recipe, frame: pd.DataFrame, descriptions: dict[str, str], draw: int) -> Figures:

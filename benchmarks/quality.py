@@ -9,7 +9,7 @@ Baselines are tuned on validation over the grids of `training/evaluation/baselin
 that know the texts: what users with like texts chose (TF-IDF, kernel ridge, one's own row left out), EASE that sees the items' texts,
 topics of histories and of people's own texts against those of the items, and iALS blended with all of these, the teacher of the
 default recipe. The likeness of the items' texts to the history's (cosines of TF-IDF, or of
-sentence vectors with --text-model) has nothing to choose; SASRec (--sasrec) has one setting, and stops on validation. A run is kept in --folder and not done again for the same recipe. Printed is test
+sentence vectors where the recipe names a text encoder: text_encoder.name=NAME) has nothing to choose; SASRec (--sasrec) has one setting, and stops on validation. A run is kept in --folder and not done again for the same recipe. Printed is test
 NDCG@100, mean over seeds with its standard deviation, and the paired differences to the classical baselines with their standard errors over users;
 --write puts it all into benchmarks/results/quality.json and draws the picture.
 """
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from scipy.sparse import csr_matrix
 
@@ -125,12 +126,11 @@ def recipe_of(name: str, method: str, seed: int, folder: Path, *overrides: str) 
     return load_recipe(name, method, [*words, *overrides])
 
 
-def blends(recipe: Recipe, text_model: str | None = None) -> dict[str, np.ndarray]:
+def blends(recipe: Recipe) -> dict[str, np.ndarray]:
     """Test NDCG@100 of each user of the teacher, a baseline of its own, and of its parts, their settings chosen on validation.
 
     Args:
         recipe: Of a run whose corpora are there.
-        text_model: The language model that sentence vectors are of; None: there is no such baseline.
     """
     run = Run.of(recipe)
     corpora = open_corpora(run.corpora)
@@ -153,8 +153,9 @@ def blends(recipe: Recipe, text_model: str | None = None) -> dict[str, np.ndarra
     if counts.item.nnz:
         alike = similarities(counts.item)
         models["texts of items"] = replace(no_factors, from_items=alike, blend=Blend({}, 0.0, 0.0, ease_weight=1.0))
-        if text_model is not None:
-            vectors = sentence_vectors(corpora, text_model)
+        states = run.text_states(corpora, torch.device("cpu"))
+        if states is not None and not np.isnan(states.items).all():
+            vectors = sentence_vectors(states.items)
             alike = vectors @ vectors.T
             models["sentence vectors of items"] = replace(models["texts of items"], from_items=alike)
     return {label: of(model, users, seen, test) for label, model in models.items()}
@@ -207,9 +208,8 @@ def compare(
     folder: Path,
     overrides: list[str],
     python: str | None = None,
-    text_model: str | None = None,
 ) -> dict[str, Row]:
-    """A row for each model of a set; of SASRec where there is an interpreter for it, of sentence vectors where there is a model."""
+    """A row for each model of a set; of SASRec where there is an interpreter for it, of sentence vectors where there is a text encoder."""
     rows: dict[str, Row] = {}
     for method in methods:
         first = method == methods[0]
@@ -233,7 +233,7 @@ def compare(
                 settings=found["settings"],
             )
         recipe = recipe_of(name, method, SEEDS[0], folder, *overrides)
-        found_for_users = blends(recipe, text_model) | ({} if python is None else {"SASRec": sasrec(recipe, python)})
+        found_for_users = blends(recipe) | ({} if python is None else {"SASRec": sasrec(recipe, python)})
         for label, per_user in found_for_users.items():
             error = float(per_user.std(ddof=1) / np.sqrt(len(per_user)))
             rows[label] = summary([float(per_user.mean())], standard_error=error)
@@ -325,9 +325,6 @@ def main() -> None:
     add("--ablation", action="store_true", help="the default recipe without each departure from the paper, instead")
     add("--curves", action="store_true", help="the default recipe with several values of some fields, instead")
     add("--sasrec", metavar="PYTHON", help="interpreter of an environment with RecTools: see benchmarks/sasrec.py")
-    add(
-        "--text-model", metavar="NAME", help="language model for sentence vectors, as backbone.name of --method smollm2"
-    )
     add("--folder", type=Path, default=Path("runs/quality"), help="where runs are kept (default: %(default)s)")
     add(
         "--write",
@@ -343,9 +340,7 @@ def main() -> None:
         elif chosen.curves:
             rows = curves(name, chosen.folder, chosen.overrides)
         else:
-            rows = compare(
-                name, chosen.methods, chosen.seeds, chosen.folder, chosen.overrides, chosen.sasrec, chosen.text_model
-            )
+            rows = compare(name, chosen.methods, chosen.seeds, chosen.folder, chosen.overrides, chosen.sasrec)
         print("\n".join(["", *lines(name, rows)]), flush=True)
         if chosen.write:
             found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -127,6 +127,10 @@ AT_LEAST_ZERO = Rule("at least 0", lambda value: value >= 0)
 AT_LEAST_ONE = Rule("at least 1", lambda value: value >= 1)
 SHARE = Rule("from 0 to 1", lambda value: 0 <= value <= 1)
 
+REPO_NAME = Rule(
+    "the name of a repo, as in org/model", lambda name: re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None
+)
+
 STAGE_RULES = {
     "epochs": AT_LEAST_ZERO,
     "max_documents": AT_LEAST_ZERO,
@@ -155,14 +159,14 @@ RULES = {
     "data.review_prompt": _prompt("user", "item"),
     "data.item_prompt": _prompt("item"),
     "data.user_prompt": _prompt("user"),
-    "backbone.hub_name": Rule(
-        "the name of a repo, as in org/model", lambda name: re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None
-    ),
+    "backbone.hub_name": REPO_NAME,
     "backbone.layers": AT_LEAST_ONE,
     "backbone.attention_dropout": Rule("from 0 to below 1", lambda share: 0 <= share < 1),
     "backbone.lora_rank": AT_LEAST_ONE,
     # a byte-level BPE holds the 256 bytes before its first merge
     "backbone.num_words": Rule("at least 257", lambda number: number >= 257),
+    "text_encoder.hub_name": REPO_NAME,
+    "text_encoder.layers": AT_LEAST_ONE,
     "method.lambda_v": AT_LEAST_ZERO,
     "method.max_history": AT_LEAST_ONE,
     "method.max_text_tokens": AT_LEAST_ONE,
@@ -210,10 +214,16 @@ def check_combinations(recipe: Recipe, place_of: Callable[[str], str]) -> None:
             refuse("method.targets", "is next, of which no item is left out; add method.mask_prompt_items=false")
     if backbone.name is None and "model_type" not in backbone.config:
         refuse("backbone.config", "has no model_type (gpt2, llama, …) and 'backbone.name' is none; give one of the two")
-    if backbone.name is None and backbone.hub_name is not None:
-        refuse("backbone.hub_name", "is given without 'backbone.name'; to load it from the Hub, name it there")
-    if backbone.name is None and backbone.gguf_file is not None:
-        refuse("backbone.gguf_file", "is given without 'backbone.name'; name the folder or Hub repo that holds it")
+    for section, pretrained in (("backbone", backbone), ("text_encoder", recipe.text_encoder)):
+        name = f"'{section}.name'"
+        if pretrained.name is None and pretrained.hub_name is not None:
+            refuse(f"{section}.hub_name", f"is given without {name}; to load it from the Hub, name it there")
+        if pretrained.name is None and pretrained.gguf_file is not None:
+            refuse(f"{section}.gguf_file", f"is given without {name}; name the folder or Hub repo that holds it")
+    if recipe.text_encoder.name is None and recipe.text_encoder.layers is not None:
+        refuse("text_encoder.layers", "is given without 'text_encoder.name'; name the model to cut")
+    if recipe.text_encoder.name is not None and not method.text_map:
+        refuse("text_encoder.name", "is given, but nothing reads what it makes of texts; add method.text_map=true")
     if data.split != "given" and data.split_path is not None:
         refuse("data.split_path", f"is given but 'data.split' is {data.split}; add data.split=given or leave it out")
     for name, stage in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):

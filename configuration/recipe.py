@@ -113,6 +113,21 @@ class Backbone:
 
 
 @dataclass(frozen=True)
+class TextEncoder:
+    """A pretrained model that reads texts for the text map, beside their words (not in the paper)."""
+
+    name: str | None = knob(
+        "Hub name or local folder of a pretrained encoder or decoder whose mean state says what a text means, such as "
+        "sentence-transformers/all-MiniLM-L6-v2; it is published with the model, in the folder text_encoder; none: words alone"
+    )
+    gguf_file: str | None = knob("with name: the GGUF file to read there")
+    hub_name: str | None = knob(
+        "with the name of a folder: what that model is called on the Hub, for the model card", said_only=True
+    )
+    layers: int | None = knob("keep only so many of the lowest layers")
+
+
+@dataclass(frozen=True)
 class Method:
     """The choices of the method; each that departs from the paper says so."""
 
@@ -170,9 +185,6 @@ class Method:
         "after training, fit a map from texts to tastes and to items (not in the paper): people and new items are served by a "
         "sentence; needs texts of items or users",
         True,
-    )
-    text_states: bool = knob(
-        "the text map reads the backbone's states of a text beside its words: for a backbone that was pretrained", False
     )
     user_offsets: bool = knob(
         "when training has ended, add to the states of known users what validation likes of the teacher's scores and of their own texts",
@@ -238,6 +250,7 @@ class Recipe:
     language: list[str] = knob("languages of the texts, for the model card (en, de, … or multilingual, code)", [])
     data: Data = field(default_factory=Data, metadata={"help": "the data"})
     backbone: Backbone = field(default_factory=Backbone, metadata={"help": "the backbone"})
+    text_encoder: TextEncoder = field(default_factory=TextEncoder, metadata={"help": "the text encoder"})
     method: Method = field(default_factory=Method, metadata={"help": "the method"})
     pretrain: Stage = field(default_factory=Stage, metadata={"help": "stages one and two, in alternating epochs"})
     finetune: Stage = field(default_factory=Stage, metadata={"help": "stage three"})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from .text_cllm4rec import read_states
+from .text_encoder_cllm4rec import text_states
 
 if TYPE_CHECKING:
     from .modeling_cllm4rec import CLLM4RecForRecommendation, CLLM4RecModel
@@ -38,7 +38,7 @@ def add_items(model: "CLLM4RecForRecommendation", texts: Sequence[str]) -> range
     first = config.num_items
     if not len(texts):
         return range(first, first)
-    rows, biases = base.text_map.item_rows(texts, read_states(model, texts))
+    rows, biases = base.text_map.item_rows(texts, text_states(model, texts))
     for _, table in towers(base):
         extend(table, rows)
     if base.item_bias is not None:

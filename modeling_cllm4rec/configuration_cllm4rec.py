@@ -51,7 +51,8 @@ class CLLM4RecConfig(PreTrainedConfig):
         prompt_names_user (`bool`): Whether recommendation prompts name a known user, who is otherwise served by history alone.
         num_text_terms (`int`): Terms that the text map counts, by which texts of people and of new items are read; 0: there is
             no such map.
-        text_states (`bool`): Whether the text map reads the backbone's states of a text beside its terms.
+        text_state_width (`int`): Width of what the text encoder, in the folder `text_encoder`, makes of a text, which the text map
+            reads beside its terms; 0: it reads terms alone.
         user_offsets (`bool`): Whether there is a table of what is added to what the prompts of known users say.
         initializer_range (`float`): Standard deviation of the user and item embeddings at the start.
         format_version (`int`): Version of the saved folder's layout.
@@ -86,7 +87,7 @@ class CLLM4RecConfig(PreTrainedConfig):
     prompt_ids: dict[str, list[int]] | None = None
     prompt_names_user: bool = True
     num_text_terms: int = 0
-    text_states: bool = False
+    text_state_width: int = 0
     user_offsets: bool = False
     initializer_range: float = 0.02
     format_version: int = FORMAT_VERSION
@@ -98,6 +99,11 @@ class CLLM4RecConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.backbone_config, PreTrainedConfig):
             self.backbone_config = AutoConfig.for_model(**({"model_type": "gpt2"} | (self.backbone_config or {})))
+        if kwargs.pop("text_states", False):
+            raise ValueError(
+                "this folder's text map reads texts with the backbone, which only the code that it carries does; load it with "
+                "trust_remote_code=True, or train it again with text_encoder.name=…"
+            )
         super().__post_init__(**kwargs)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if getattr(self, name) is None:
@@ -149,3 +155,19 @@ class CLLM4RecConfig(PreTrainedConfig):
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The backbone's configuration: what generation and caches ask for."""
         return self.backbone_config
+
+
+def lowest_layers(config: PreTrainedConfig, layers: int | None = None) -> PreTrainedConfig:
+    """A copy of a configuration with so many of the lowest layers, or all, and without how the weights were packed.
+
+    Raises:
+        ValueError: if there are fewer.
+    """
+    found = type(config).from_dict({k: v for k, v in config.to_dict().items() if k != "quantization_config"})
+    if layers is not None:
+        if not 0 <= layers <= found.num_hidden_layers:
+            raise ValueError(f"{layers} layers are asked for, but the model has {found.num_hidden_layers}")
+        found.num_hidden_layers = layers
+        if getattr(found, "layer_types", None):
+            found.layer_types = found.layer_types[:layers]
+    return found

@@ -20,11 +20,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import cached_file, can_return_tuple
 from transformers.utils.hub import extract_commit_hash
 
-from .configuration_cllm4rec import CLLM4RecConfig
+from .configuration_cllm4rec import CLLM4RecConfig, lowest_layers
 from .loss_cllm4rec import next_token_loss
 from .packing_cllm4rec import PACKED_SDPA, Packing
 from .ranking_cllm4rec import NO_USERS, RankingMixin
 from .text_cllm4rec import TextMap
+from .text_encoder_cllm4rec import TextEncoder, save_text_encoder
 
 Tower = Literal["collaborative", "content"]
 
@@ -104,7 +105,7 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
     # In half precision the mean of a state is coarser than what texts differ by.
     _keep_in_fp32_modules_strict = ["state_mean", "state_spread"]  # noqa: RUF012
     revision: str | None = None
-    tokenizer: Any = None  # opened where a text is read
+    text_encoder: TextEncoder | None = None  # opened where a text is read
     download_options: dict[str, Any] = {}  # noqa: RUF012 (replaced at loading, never changed)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -159,6 +160,16 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         model.revision = revision
         model.download_options = {"revision": revision, **options}
         return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As in transformers; the text encoder, where the text map reads with one, goes into its folder beside the weights.
+
+        Raises:
+            ValueError: if that encoder cannot be opened.
+        """
+        if kwargs.get("is_main_process", True):
+            save_text_encoder(self, save_directory)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled or copied: everything but the token, a secret of whoever loaded the model."""
@@ -224,19 +235,12 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
             backbone = AutoModelForCausalLM.from_pretrained(
                 backbone, gguf_file=gguf_file, dtype=dtype, revision=revision
             )
-        backbone_config = type(backbone.config).from_dict(
-            {k: v for k, v in backbone.config.to_dict().items() if k != "quantization_config"}
-        )
-        if backbone_layers is not None:
-            if not 0 <= backbone_layers <= backbone_config.num_hidden_layers:
-                raise ValueError(
-                    f"backbone_layers is {backbone_layers}, but the backbone has {backbone_config.num_hidden_layers} layers"
-                )
-            backbone_config.num_hidden_layers = backbone_layers
-            if getattr(backbone_config, "layer_types", None):
-                backbone_config.layer_types = backbone_config.layer_types[:backbone_layers]
         config = CLLM4RecConfig(
-            backbone_config=backbone_config, num_users=num_users, num_items=num_items, dtype=dtype, **config_fields
+            backbone_config=lowest_layers(backbone.config, backbone_layers),
+            num_users=num_users,
+            num_items=num_items,
+            dtype=dtype,
+            **config_fields,
         )
         model = cls._from_config(config, dtype=dtype, attn_implementation=attn_implementation)
         base = model.base
@@ -296,7 +300,7 @@ class CLLM4RecModel(CLLM4RecPreTrainedModel):
             self.content_item_embeddings = nn.Embedding(config.num_items, width)
         self.item_bias = nn.Parameter(torch.zeros(config.num_items)) if config.item_bias else None
         terms = config.num_text_terms
-        self.text_map = TextMap(terms, width, config.text_states) if terms else None
+        self.text_map = TextMap(terms, width, config.text_state_width) if terms else None
         self.user_offsets = nn.Embedding(user_rows, width) if config.user_offsets else None
         tied = config.get_text_config().tie_word_embeddings
         self.word_head = None if tied else nn.Parameter(torch.empty(config.num_words, width).normal_(std=0.02))

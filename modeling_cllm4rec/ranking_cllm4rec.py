@@ -9,7 +9,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from .catalogue_cllm4rec import NO_TEXTS, add_items, add_users, remove_items, remove_users
 from .configuration_cllm4rec import CLLM4RecConfig
-from .text_cllm4rec import read_states
+from .text_encoder_cllm4rec import text_states
 
 # Tokens of the prompts that an explanation looks at together, about.
 TOKENS_AT_A_TIME = 2**14
@@ -139,7 +139,7 @@ class RankingMixin:
         if len(texts) != len(states):
             raise ValueError(f"{len(texts)} texts but {len(states)} people; there is one text, or None, for each")
         spoken = ["" if text is None else text for text in texts]
-        said, nobody = text_map.states(spoken, read_states(self, spoken))  # type: ignore[arg-type]
+        said, nobody = text_map.states(spoken, text_states(self, spoken))  # type: ignore[arg-type]
         blended = []
         for row, text in enumerate(texts):
             known = (histories is not None and len(histories[row]) > 0) or (

@@ -1,7 +1,7 @@
 """What a text says about taste: from its words to a state that the item head reads, and to a row of the item table.
 
-Two ridge maps over TF-IDF of the words and, where the model was trained so, over the backbone's states of the text, are fitted in
-closed form when training ends (`training/stages/text_map.py`) and travel with the weights. With them somebody who has only a sentence
+Two ridge maps over TF-IDF of the words and, where there is a text encoder, over what that makes of the text, are fitted in closed form
+when training ends (`training/stages/text_map.py`) and travel with the weights. With them somebody who has only a sentence
 is served, and an item that has only a text gets its embedding.
 """
 
@@ -9,23 +9,15 @@ import itertools
 import re
 import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerFast
-
-if TYPE_CHECKING:
-    from .modeling_cllm4rec import CLLM4RecForRecommendation, CLLM4RecModel
 
 WORD = re.compile(r"\w\w+")
 PREFIX = 5
 
 # Texts whose terms are counted at a time: the counts are dense.
 TEXTS_PER_PASS = 256
-
-# Of a text the backbone reads so many tokens, and about so many of all texts at a time.
-TOKENS_OF_A_TEXT, TOKENS_PER_PASS = 256, 4096
 
 
 def words_of(text: str) -> list[str]:
@@ -53,85 +45,27 @@ def number_of(term: str) -> int:
     return zlib.crc32(term.encode())
 
 
-def tokenizer_beside(model: "CLLM4RecForRecommendation") -> Any:
-    """The model's `tokenizer`, or the one that stands beside its weights, opened once.
-
-    Raises:
-        ValueError: if the model is of no folder or repo that has one.
-    """
-    if model.tokenizer is None:
-        try:
-            model.tokenizer = PreTrainedTokenizerFast.from_pretrained(model.name_or_path, **model.download_options)
-        except (OSError, ValueError, TypeError) as error:
-            raise ValueError(
-                f"this model reads texts with its backbone, but no tokenizer is in {model.name_or_path!r}; set model.tokenizer"
-            ) from error
-    return model.tokenizer
-
-
-@torch.no_grad()
-def pooled_states(model: "CLLM4RecModel", documents: Sequence[Sequence[int]]) -> torch.Tensor:
-    """The backbone's last hidden states, averaged over the words of each document.
-
-    Args:
-        model: Whose backbone reads; users and items that a document names are passed over.
-        documents: Token ids; of each the first 256 words count.
-
-    Returns:
-        `(documents, width)` float32, NaN where a document has no word.
-    """
-    words = [[id for id in document if id < model.config.num_words][:TOKENS_OF_A_TEXT] for document in documents]
-    device = model.item_embeddings.weight.device
-    pooled = torch.full((len(words), model.config.hidden_size), torch.nan, device=device)
-    was_training = model.training
-    model.eval()
-    try:
-        # By length, so that what is read together holds little padding.
-        order = sorted((place for place, ids in enumerate(words) if ids), key=lambda place: len(words[place]))
-        while order:
-            rows = max(TOKENS_PER_PASS // len(words[order[-1]]), 1)
-            part, order = order[-rows:], order[:-rows]
-            lengths = torch.tensor([[len(words[place])] for place in part], device=device)
-            longest = int(lengths.max())
-            ids = torch.tensor([words[place] + [0] * (longest - len(words[place])) for place in part], device=device)
-            mask = torch.arange(longest, device=device) < lengths
-            hidden = model(ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
-            pooled[part] = (hidden.float() * mask.unsqueeze(-1)).sum(1) / lengths
-    finally:
-        model.train(was_training)
-    return pooled
-
-
-def read_states(model: "CLLM4RecForRecommendation", texts: Sequence[str]) -> torch.Tensor | None:
-    """[`pooled_states`] of texts, each distinct one read once; None where the model's text map reads words alone."""
-    if not model.config.text_states:
-        return None
-    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    states = pooled_states(model.base, tokenizer_beside(model)(list(places), add_special_tokens=False)["input_ids"])
-    return states[[places[text] for text in texts]]
-
-
 class TextMap(nn.Module):
-    """Two linear maps of a text's terms, and of the backbone's states of it; their weights do not learn with the model's.
+    """Two linear maps of a text's terms, and of the text encoder's states of it; their weights do not learn with the model's.
 
     Args:
         num_text_terms: How many terms count; all others are passed over.
         width: Of the hidden states.
-        text_states: Whether the backbone's states of the text are read.
+        state_width: Numbers of a state; 0: there are none.
     """
 
     PEOPLE, ITEMS = 0, 1
 
-    def __init__(self, num_text_terms: int, width: int, text_states: bool = False) -> None:
+    def __init__(self, num_text_terms: int, width: int, state_width: int = 0) -> None:
         super().__init__()
         # Numbers of the terms, ascending.
         self.register_buffer("terms", torch.arange(num_text_terms))
         self.terms: torch.Tensor
         self.rarity = nn.Parameter(torch.ones(num_text_terms))
         # Of states of texts about people, and about items.
-        self.state_mean = nn.Parameter(torch.zeros(2, width)) if text_states else None
-        self.state_spread = nn.Parameter(torch.ones(2, width)) if text_states else None
-        inputs = num_text_terms + (width if text_states else 0)
+        self.state_mean = nn.Parameter(torch.zeros(2, state_width)) if state_width else None
+        self.state_spread = nn.Parameter(torch.ones(2, state_width)) if state_width else None
+        inputs = num_text_terms + state_width
         self.to_state = nn.Linear(inputs, width)
         # The last output is the item's bias.
         self.to_item = nn.Linear(inputs, width + 1)
@@ -156,7 +90,7 @@ class TextMap(nn.Module):
         return places, self.terms[places] == wanted
 
     def standardised(self, pooled: torch.Tensor, kind: int) -> torch.Tensor:
-        """Pooled states `(texts, width)` by what is usual for texts of a kind, of length 1; 0 where there is none."""
+        """States `(texts, width)` by what is usual for texts of a kind, of length 1; 0 where there is none."""
         assert self.state_mean is not None
         assert self.state_spread is not None
         unlike = (pooled.to(self.state_mean.device) - self.state_mean[kind].float()) / self.state_spread[kind].float()
@@ -177,7 +111,7 @@ class TextMap(nn.Module):
 
         Args:
             texts: Of people.
-            pooled: Of [`read_states`].
+            pooled: Of [`~modeling_cllm4rec.text_encoder_cllm4rec.text_states`].
         """
         states = None if pooled is None else self.standardised(pooled, self.PEOPLE)
         return self.mapped(texts, self.to_state.weight, states), self.to_state.bias.float()
@@ -185,7 +119,7 @@ class TextMap(nn.Module):
     def word_effects(self, text: str, state: torch.Tensor) -> dict[str, float]:
         """What each word of an item's text adds to its logit in a state `(width,)`; a term's part is shared among its words.
 
-        What the backbone's states of the text add belongs to no single word, and is not told.
+        What the text encoder adds belongs to no single word, and is not told.
         """
         words = words_of(text)
         terms = terms_of(words)
@@ -205,7 +139,7 @@ class TextMap(nn.Module):
 
         Args:
             texts: Of items.
-            pooled: Of [`read_states`].
+            pooled: Of [`~modeling_cllm4rec.text_encoder_cllm4rec.text_states`].
         """
         states = None if pooled is None else self.standardised(pooled, self.ITEMS)
         rows = self.mapped(texts, self.to_item.weight, states) + self.to_item.bias.float()

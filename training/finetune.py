@@ -117,7 +117,7 @@ def finetune(
         if accelerator.is_main_process:
             best = run.checkpoints("finetune") / "best" if progress.epoch else start
             with tempfile.TemporaryDirectory(dir=run.folder, prefix=".completed-") as temporary:
-                best, choices = completed(best, Path(temporary), corpora, recipe, accelerator, teacher, chosen)
+                best, choices = completed(best, Path(temporary), corpora, run, accelerator, teacher, chosen)
                 write_model_folder(best, run.model, corpora, recipe)
                 write_text(run.choices, json.dumps(choices, indent=2))
             run.note_stage("finetune", progress, time.perf_counter() - started)
@@ -137,7 +137,7 @@ def completed(
     weights: Path,
     folder: Path,
     corpora: Corpora,
-    recipe: Recipe,
+    run: Run,
     accelerator: Accelerator,
     teacher: Teacher | None,
     chosen: Run | None,
@@ -149,6 +149,7 @@ def completed(
         with the values of [`~training.stages.text_map.CHOSEN`], `user_offsets` with `teacher_share` and `text_weight`, each None where there is none. Of a refit
         it is what the run that it follows chose.
     """
+    recipe = run.recipe
     choices: dict[str, Any] = {"text_map": None, "user_offsets": None}
     if not (recipe.method.text_map or recipe.method.user_offsets):
         return weights, choices
@@ -158,7 +159,7 @@ def completed(
     ).to(accelerator.device)
     text_map = None
     if recipe.method.text_map:
-        states = recipe.method.text_states
+        states = run.text_states(corpora, accelerator.device)
         text_map = fit_text_map(model, corpora, recipe.seed, text_states=states, chosen=theirs["text_map"])
     if text_map is not None:
         choices["text_map"] = {name: getattr(text_map, name) for name in CHOSEN}

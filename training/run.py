@@ -29,6 +29,7 @@ from training.evaluation.scoring import split_matrix
 from training.files import unwritable, write_text
 from training.stages.loop import Progress
 from training.stages.teacher import Teacher, fit_teacher
+from training.stages.text_states import TextStates, read_text_states
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +156,11 @@ class Run:
         recipe, cache = self.recipe, self.checkpoints("teacher")
         like = None if like is None else like / "checkpoints" / "teacher"
         return fit_teacher(train, validation, corpora, recipe.method.teacher, recipe.seed, cache, like)
+
+    def text_states(self, corpora: Corpora, device: torch.device) -> TextStates | None:
+        """What the recipe's text encoder makes of the training texts, kept in `checkpoints`; None where there is no encoder or no text."""
+        cache = self.folder / "checkpoints" / "text_states.safetensors"
+        return read_text_states(corpora, self.recipe.text_encoder, cache, device)
 
     def check_checkpoint(self, stage: str, corpora_fingerprint: str) -> None:
         """Refuse a stage's checkpoint of another data set, backbone or method.
@@ -293,7 +299,8 @@ def prepare_corpora(run: Run, interactions: Interactions) -> Corpora:
 def stage_fingerprint(recipe: Recipe, corpora_fingerprint: str, stage: str) -> str:
     """What a checkpoint of a stage depends on: a method field that only fine-tuning reads does not undo pretraining."""
     method = PRETRAINING_FIELDS if stage == "pretrain" else ("method",)
-    return fingerprint(recipe, ("backbone", *method, stage, "seed")) + corpora_fingerprint
+    texts = () if stage == "pretrain" else ("text_encoder",)
+    return fingerprint(recipe, ("backbone", *method, *texts, stage, "seed")) + corpora_fingerprint
 
 
 def peak_memory_bytes() -> int:

@@ -256,6 +256,12 @@ IN_TIME = ["method.history_order=chronological", "method.readout=last", "method.
     [
         (["backbone.config={}"], "'backbone.config' has no model_type"),
         (["backbone.gguf_file=a.gguf"], "'backbone.gguf_file' is given without 'backbone.name'"),
+        (["text_encoder.gguf_file=a.gguf"], "'text_encoder.gguf_file' is given without 'text_encoder.name'"),
+        (["text_encoder.layers=8"], "'text_encoder.layers' is given without 'text_encoder.name'"),
+        (
+            ["text_encoder.name=a", "method.text_map=false"],
+            "nothing reads what it makes of texts; add method.text_map=true",
+        ),
         (["data.split=random", "data.split_path=a.csv"], "'data.split_path' is given but 'data.split' is random"),
         (["method.targets=next"], "histories are shuffled; add method.history_order=chronological"),
         (["method.targets=next", *IN_TIME[:1]], "add method.readout=last"),

@@ -58,6 +58,16 @@ def test_the_pipeline_gives_what_it_gave(saved):
         assert [entry["score"] for entry in now] == pytest.approx([entry["score"] for entry in then], abs=1e-6)
 
 
+def test_a_folder_whose_backbone_reads_texts_says_so(tmp_path):
+    folder = shutil.copytree(FOLDERS[0], tmp_path / "reading")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"text_states": False}))
+    assert CLLM4RecConfig.from_pretrained(folder).text_state_width == 0
+    (folder / "config.json").write_text(json.dumps(config | {"text_states": True}))
+    with pytest.raises(Exception, match=r"reads texts with the backbone, .* train it again with text_encoder\.name"):
+        CLLM4RecConfig.from_pretrained(folder)
+
+
 def test_a_folder_of_a_newer_version_says_so(tmp_path):
     folder = shutil.copytree(FOLDERS[-1], tmp_path / "newer")
     config = json.loads((folder / "config.json").read_text())

@@ -178,7 +178,7 @@ def test_lowest_layers_of_a_backbone(backbone_config):
     )
     final_norm = outside.base_model.ln_f if hasattr(outside, "transformer") else outside.base_model.norm
     torch.testing.assert_close(inside(words).last_hidden_state, final_norm(first_layer), atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="has 2 layers"):
+    with pytest.raises(ValueError, match="3 layers are asked for, but the model has 2"):
         CLLM4RecModel.from_backbone(outside, num_users=1, num_items=1, backbone_layers=3)
 
 

@@ -1,26 +1,32 @@
 """The text map, and a catalogue that changes without training, on the model itself."""
 
 import copy
+import shutil
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2Model,
+    PreTrainedTokenizerFast,
+)
 
 from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation
 from modeling_cllm4rec.text_cllm4rec import (
     TEXTS_PER_PASS,
     TextMap,
     number_of,
-    pooled_states,
-    read_states,
     terms_of,
     words_of,
 )
+from modeling_cllm4rec.text_encoder_cllm4rec import TextEncoder
 
-WORDS, USERS, ITEMS = 50, 5, 7
+WORDS, USERS, ITEMS, WIDTH = 50, 5, 7, 6
 PROMPT = {"history": [10, 11], "separator": [12], "recommend": [13, 14]}
 
 
@@ -265,56 +271,28 @@ def test_the_offsets_of_known_users_are_added(model, tmp_path):
     torch.testing.assert_close(again.query_states([[1]], [3]), with_texts.query_states([[1]], [3]))
 
 
-class WordNumbers:
-    """A tokenizer whose words are their ids."""
-
-    def __call__(self, texts, add_special_tokens):
-        assert not add_special_tokens
-        return {"input_ids": [[int(word) for word in text.split()] for text in texts]}
-
-
 @pytest.fixture
 def reading(model):
     """The model with a map that reads states, too."""
     config = copy.deepcopy(model.config)
-    config.text_states = True
+    config.text_state_width = WIDTH
     torch.manual_seed(2)
     made = CLLM4RecForRecommendation(config).eval()
     known = {name: value for name, value in model.state_dict().items() if "text_map.to_" not in name}
     made.load_state_dict(known, strict=False)
-    map, width = made.model.text_map, config.hidden_size
+    map = made.model.text_map
     with torch.no_grad():
         for parameter in (map.to_state.weight, map.to_item.weight, map.state_mean):
             parameter.normal_(std=0.3)
         map.state_spread[1] = 2.0
-    assert map.to_state.weight.shape == (width, len(TERMS) + width)
-    made.tokenizer = WordNumbers()
+    assert map.to_state.weight.shape == (config.hidden_size, len(TERMS) + WIDTH)
+    made.text_encoder = word_encoder()
     return made
-
-
-def test_a_state_is_the_mean_over_the_words_of_a_text(reading, monkeypatch):
-    documents = [[3, 4, 5], [], [7], [WORDS + 1, 7, WORDS + USERS + 2], [1, 2, 3, 4, 5, 6]]
-    pooled = pooled_states(reading.model, documents)
-    hidden = reading.model(torch.tensor([[3, 4, 5]])).last_hidden_state[0]
-    torch.testing.assert_close(pooled[0], hidden.mean(0))
-    assert pooled[1].isnan().all()
-    torch.testing.assert_close(pooled[3], pooled[2])
-    monkeypatch.setattr("modeling_cllm4rec.text_cllm4rec.TOKENS_PER_PASS", 4)
-    torch.testing.assert_close(pooled_states(reading.model, documents), pooled, equal_nan=True)
-    monkeypatch.setattr("modeling_cllm4rec.text_cllm4rec.TOKENS_OF_A_TEXT", 3)
-    torch.testing.assert_close(pooled_states(reading.model, [documents[4], [1, 2, 3]])[0], pooled_of(reading, "1 2 3"))
-    reading.train()
-    torch.testing.assert_close(pooled_states(reading.model, documents)[0], pooled[0])
-    assert reading.model.training
-
-
-def pooled_of(model, text):
-    return pooled_states(model.model, [[int(word) for word in text.split()]])[0]
 
 
 def test_states_of_texts_are_read_beside_their_terms(reading):
     made = reading.model.text_map
-    pooled = torch.stack([pooled_of(reading, "3 4"), pooled_of(reading, "8")])
+    pooled = reading.text_encoder(["3 4", "8"])
     unlike = (pooled - made.state_mean[1]) / 2.0
     inputs = torch.cat([made.bag(["3 4", "8"]), unlike / unlike.norm(dim=1, keepdim=True)], 1)
     rows, biases = made.item_rows(["3 4", "8"], pooled)
@@ -328,16 +306,23 @@ def test_states_of_texts_are_read_beside_their_terms(reading):
     assert not torch.allclose(said, torch.zeros_like(said))
 
 
-def test_what_is_said_several_times_is_read_once(reading):
-    asked = []
-    reading.tokenizer = lambda texts, **how: asked.append(texts) or WordNumbers()(texts, **how)
-    states = read_states(reading, ["3 4", "8", "3 4"])
-    assert asked == [["3 4", "8"]]
-    torch.testing.assert_close(states, torch.stack([pooled_of(reading, text) for text in ("3 4", "8", "3 4")]))
-    asked.clear()
+def test_a_text_is_read_once_for_an_explanation(reading):
+    asked, read = [], reading.text_encoder
+    reading.text_encoder = Asked(read, asked)
     reading.history_effects([1, 2, 3], [4], text="3 4")
     assert asked
-    assert all(texts == ["3 4"] for texts in asked)
+    assert all(set(texts) == {"3 4"} for texts in asked)
+
+
+class Asked:
+    """An encoder that remembers what it was asked."""
+
+    def __init__(self, encoder, asked):
+        self.encoder, self.model, self.asked = encoder, encoder.model, asked
+
+    def __call__(self, texts):
+        self.asked.append(texts)
+        return self.encoder(texts)
 
 
 def test_effects_of_words_leave_states_out(reading):
@@ -347,21 +332,41 @@ def test_effects_of_words_leave_states_out(reading):
     assert sum(effects.values()) == pytest.approx((words[:-1] @ state + words[-1]).item(), abs=1e-5)
 
 
-def test_the_tokenizer_is_found_beside_the_weights(reading, word_tokenizer, tmp_path):
+def test_the_encoder_goes_into_a_folder_beside_the_weights(reading, tmp_path):
     expected = reading.query_states(texts=["3 4"])
-    reading.save_pretrained(tmp_path)
-    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-    with pytest.raises(ValueError, match=r"no tokenizer is in .*; set model.tokenizer"):
-        again.recommend(texts=["3 4"])
-    word_tokenizer.save_pretrained(tmp_path)
+    reading.save_pretrained(tmp_path / "whole" / "inside")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole" / "inside").eval()
+    assert again.text_encoder is None  # until a text comes
     torch.testing.assert_close(again.query_states(texts=["3 4"]), expected)
-    half = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    under = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole", subfolder="inside").eval()
+    torch.testing.assert_close(under.query_states(texts=["3 4"]), expected)
+    half = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole" / "inside", dtype=torch.bfloat16)
     assert half.model.text_map.state_mean.dtype == half.model.text_map.state_spread.dtype == torch.float32
-    assert half.recommend(texts=["3 4"], k=1).items.shape == (1, 1)
+    assert half.eval().recommend(texts=["3 4"], k=1).items.shape == (1, 1)
+    base = AutoModel.from_pretrained(tmp_path / "whole" / "inside")
+    base.save_pretrained(tmp_path / "base")
+    assert sorted(path.name for path in (tmp_path / "base" / "text_encoder").iterdir()) == [
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
+    ]  # fmt: skip
 
 
-@pytest.fixture
-def word_tokenizer():
+def test_without_its_encoder_a_model_says_so(reading, tmp_path):
+    reading.save_pretrained(tmp_path)
+    shutil.rmtree(tmp_path / "text_encoder")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    said = r"none can be opened in the folder text_encoder of .*; set model.text_encoder"
+    with pytest.raises(ValueError, match=said):
+        again.recommend(texts=["3 4"])
+    with pytest.raises(ValueError, match=said):
+        again.save_pretrained(tmp_path / "copy")
+    again.recommend([[1]], k=1)
+    again.text_encoder = reading.text_encoder
+    torch.testing.assert_close(again.query_states(texts=["3 4"]), reading.query_states(texts=["3 4"]))
+
+
+def word_encoder():
+    torch.manual_seed(3)
     words = Tokenizer(WordLevel({str(number): number for number in range(WORDS)}, unk_token="0"))
     words.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words)
+    config = GPT2Config(vocab_size=WORDS, n_embd=WIDTH, n_head=2, n_layer=1)
+    return TextEncoder(GPT2Model(config).to(torch.bfloat16).float(), PreTrainedTokenizerFast(tokenizer_object=words))

@@ -46,6 +46,7 @@ MODEL_FILES = [
     "ranking_cllm4rec.py",
     "recipe.yaml",
     "text_cllm4rec.py",
+    "text_encoder_cllm4rec.py",
     "tokenization_cllm4rec.py",
     "tokenizer.json",
     "tokenizer_config.json",

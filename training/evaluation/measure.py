@@ -251,13 +251,14 @@ def model_record(model: Any, recipe: Recipe) -> dict[str, Any]:
     Returns:
         `parameters` in all and `parts`, those of each part, tied ones counted once; `backbone` with `model_type`, `layers`,
         `width` and `words`; `max_history`, the items that a prompt has room for; `architecture` as torch prints it;
-        `base_model` and `dataset`, the names on the Hub of the pretrained backbone and of the data, None where there is none.
+        `base_model`, `text_encoder` and `dataset`, the names on the Hub of the pretrained backbone, the text encoder and the data,
+        None where there is none.
     """
     config, parts = model.config.get_text_config(), dict[str, int]()
     for name, parameter in model.named_parameters():
         part = name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0]
         parts[part] = parts.get(part, 0) + parameter.numel()
-    backbone, data = recipe.backbone, recipe.data
+    backbone, encoder, data = recipe.backbone, recipe.text_encoder, recipe.data
     return {
         "parameters": sum(parts.values()),
         "parts": parts,
@@ -270,6 +271,7 @@ def model_record(model: Any, recipe: Recipe) -> dict[str, Any]:
         "max_history": model.config.max_history,
         "architecture": str(model),
         "base_model": backbone.hub_name or hub_name(backbone.name),
+        "text_encoder": encoder.hub_name or hub_name(encoder.name),
         "dataset": hub_name(data.path) if data.format == "dataset" else None,
     }
 

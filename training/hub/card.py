@@ -131,13 +131,22 @@ def card_data(
         language=recipe.language or None,
         library_name="transformers",
         tags=TAGS,
-        base_model=recipe.backbone.hub_name or results["model"]["base_model"],
+        base_model=base_models(results, recipe),
         datasets=[dataset] if dataset else None,
         metrics=list(METRIC_TYPES.values()),
         widget=widget(results["examples"]) or None,
         model_name=name if evaluated else None,
         eval_results=evaluated or None,
     )
+
+
+def base_models(results: dict[str, Any], recipe: Recipe) -> str | list[str] | None:
+    """What the model was made of, by its names on the Hub: the pretrained backbone and the text encoder."""
+    names = [recipe.backbone.hub_name or results["model"]["base_model"]]
+    if recipe.text_encoder.name is not None:
+        names.append(recipe.text_encoder.hub_name or results["model"]["text_encoder"])
+    found = list(dict.fromkeys(name for name in names if name is not None))
+    return found if len(found) > 1 else next(iter(found), None)
 
 
 def eval_results(

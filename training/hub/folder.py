@@ -17,6 +17,7 @@ from configuration.errors import InputError
 from configuration.load import PROJECT, dump_recipe, load_recipe, recipe_from_dict
 from configuration.recipe import Recipe
 from modeling_cllm4rec import CLLM4RecConfig
+from modeling_cllm4rec.text_encoder_cllm4rec import FOLDER as TEXT_ENCODER
 from training.data.corpora import Corpora, write_json_lines
 from training.files import copy_whole, write_text, written_whole
 from training.hub.card import card_text
@@ -31,6 +32,7 @@ REMOTE_CODE = (
     "pipeline_cllm4rec.py",
     "ranking_cllm4rec.py",
     "text_cllm4rec.py",
+    "text_encoder_cllm4rec.py",
     "tokenization_cllm4rec.py",
 )
 WRITTEN_BY_TRAINING = (
@@ -62,6 +64,8 @@ def write_model_folder(weights: Path, folder: Path, corpora: Corpora, recipe: Re
         for path in weights.iterdir():
             if path.suffix in (".safetensors", ".json"):
                 shutil.copyfile(path, target / path.name)
+        if (weights / TEXT_ENCODER).is_dir():
+            shutil.copytree(weights / TEXT_ENCODER, target / TEXT_ENCODER)
         config = json.loads((weights / "config.json").read_text(encoding="utf-8"))
         # Of a backbone that came from a folder it is that folder's path.
         config["backbone_config"].pop("_name_or_path", None)
@@ -128,6 +132,16 @@ def model_files(folder: Path) -> dict[str, Path]:
                 f"{folder} lacks {name}; run training/{script}.py first (--overwrite if it was run before)"
             )
     check_weights(folder, weights)
+    if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("text_state_width"):
+        if not (folder / TEXT_ENCODER / "model.safetensors").is_file():
+            raise InputError(
+                f"{folder} lacks {TEXT_ENCODER}; run training/finetune.py first (--overwrite if it was run before)"
+            )
+        names += [
+            f"{TEXT_ENCODER}/{path.name}"
+            for path in (folder / TEXT_ENCODER).iterdir()
+            if path.suffix in (".json", ".safetensors")
+        ]
     return {name: folder / name for name in sorted(names)}
 
 
@@ -175,11 +189,14 @@ def published_recipe(recipe: Recipe) -> Recipe:
         users=replace(recipe.data.users, path=public_path(recipe.data.users.path)),
     )
     backbone = replace(recipe.backbone, name=public_path(recipe.backbone.name, may_be_repo=True))
+    encoder = recipe.text_encoder
+    encoder = replace(encoder, name=public_path(encoder.name, may_be_repo=True))
     usual = {field.name: field.default for field in dataclasses.fields(Recipe)}
     return replace(
         recipe,
         data=data,
         backbone=backbone,
+        text_encoder=encoder,
         output_dir=str(usual["output_dir"]),
         device=str(usual["device"]),
         tracker=str(usual["tracker"]),

@@ -16,6 +16,7 @@ from configuration.errors import InputError
 from configuration.recipe import Backbone, Method, Recipe
 from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation
 from training.data.corpora import Corpora, load_from_backbone
+from training.stages.text_states import check_text_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ def fit_positions(config: CLLM4RecConfig, corpora: Corpora) -> None:
 
 
 def check_backbone(recipe: Recipe) -> None:
-    """Refuse a backbone that is not there or cannot be made, before anything is read or written.
+    """Refuse a backbone that is not there or cannot be made, or a text encoder that is not there, before anything is read or written.
 
     Raises:
         InputError: naming the field.
@@ -146,6 +147,7 @@ def check_backbone(recipe: Recipe) -> None:
         backbone_config(recipe.backbone, 1)
     else:
         load_from_backbone(AutoConfig, recipe)
+    check_text_encoder(recipe.text_encoder)
 
 
 def backbone_config(backbone: Backbone, num_items: int, **of_words: Any) -> PreTrainedConfig:

@@ -16,12 +16,13 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_matrix, diags, vstack
 
 from modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.text_cllm4rec import TextMap, pooled_states
+from modeling_cllm4rec.text_cllm4rec import TextMap
 from training.data.batches import layout_of
 from training.data.corpora import Corpora
 from training.evaluation.ranking import evaluate_scores
 from training.evaluation.scoring import ModelScores, split_matrix
 from training.stages.terms import MOST_ROWS, term_counts, tf_idf
+from training.stages.text_states import TextStates, rows_mean
 from training.stages.topics import topics_of, unit
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ def fit_text_map(
     corpora: Corpora,
     seed: int,
     *,
-    text_states: bool = False,
+    text_states: TextStates | None = None,
     chosen: Mapping[str, float] | None = None,
 ) -> FittedTextMap | None:
     """Give a trained model its text map; None, and no map, where there are no texts.
@@ -138,7 +139,7 @@ def fit_text_map(
         model: Changed in place.
         corpora: What it was trained on.
         seed: Of the rows and users that are looked at where there are too many.
-        text_states: Whether the backbone's states of the texts are read beside their terms.
+        text_states: What a text encoder makes of the texts, to be read beside their terms; None: terms alone.
         chosen: Values of [`CHOSEN`], where these are not to be chosen on validation.
     """
     train = split_matrix(corpora, "recommendation")
@@ -155,8 +156,8 @@ def fit_text_map(
     rng = np.random.default_rng(seed)
 
     head, bias = item_head(model)
-    made = TextMap(len(terms), head.shape[1], text_states)
-    user_states, item_states = owners_states(model, corpora, train, made) if text_states else (None, None)
+    made = TextMap(len(terms), head.shape[1], 0 if text_states is None else text_states.width)
+    user_states, item_states = (None, None) if text_states is None else owners_states(text_states, train, made)
     to_state = to_states(head)
     lengths = np.diff(train.indptr)
     users = some((lengths > 0) & (np.diff(user_terms.indptr) > 0), MOST_ROWS, rng)
@@ -212,7 +213,9 @@ def fit_text_map(
                 lambda share: (states + share * said[judged], head, bias), WEIGHTS, train, validation, judged
             )
     made.weight_beside_history.fill_(beside_history)
-    model.config.num_text_terms, model.config.text_states = len(terms), text_states
+    model.config.num_text_terms = len(terms)
+    if text_states is not None:
+        model.config.text_state_width, model.text_encoder = text_states.width, text_states.encoder
     model.model.text_map = made.to(model.device, model.dtype)
     fitted = FittedTextMap(
         len(terms),
@@ -276,45 +279,26 @@ def likeness(outputs: np.ndarray, vectors: csr_matrix) -> np.ndarray:
     return np.asarray((outputs @ unit(vectors @ topics.T)) @ topics, np.float32)
 
 
-def owners_states(
-    model: CLLM4RecForRecommendation, corpora: Corpora, train: csr_matrix, made: TextMap
-) -> tuple[np.ndarray, np.ndarray]:
+def owners_states(states: TextStates, train: csr_matrix, made: TextMap) -> tuple[np.ndarray, np.ndarray]:
     """Standardised states of what is written about each user and each item, `(num_users, width)` and `(num_items, width)` float32.
 
-    The mean over their documents; where only items (or users) have any, the mean over a user's items (an item's users).
+    Where only items (or users) have texts, the mean over a user's items (an item's users).
 
     Args:
-        model: Whose backbone reads.
-        corpora: The documents.
+        states: Of the texts.
         train: `(num_users, items)` of ones.
         made: The map; it takes the means and spreads of states.
     """
-    texts = corpora.texts("content")
-    documents = [
-        document[start:].tolist() for document, start in zip(texts.documents, texts.prompt_length, strict=True)
-    ]
-    read = pooled_states(model.model, documents).cpu().numpy()
-    places = np.flatnonzero(~np.isnan(read[:, 0]))
-
-    def mean_of(rows: csr_matrix, values: np.ndarray) -> np.ndarray:
-        numbers = np.asarray(rows.sum(axis=1))
-        return np.where(numbers > 0, (rows @ values) / np.maximum(numbers, 1), np.nan).astype(np.float32)
-
-    def of(owners: np.ndarray, count: int) -> np.ndarray:
-        chosen = places[owners[places] >= 0]
-        ones = (np.ones(len(chosen), np.float32), (owners[chosen], np.arange(len(chosen))))
-        return mean_of(csr_matrix(ones, shape=(count, len(chosen))), read[chosen])
-
-    users, items = of(texts.user, corpora.num_users), of(texts.item, corpora.num_items)
+    users, items = states.users, states.items
     if np.isnan(users).all():
-        users = mean_of(train, np.nan_to_num(items))
+        users = rows_mean(train, np.nan_to_num(items))
     elif np.isnan(items).all():
-        items = mean_of(csr_matrix(train.T), np.nan_to_num(users))
+        items = rows_mean(csr_matrix(train.T), np.nan_to_num(users))
     found = []
-    for kind, states in ((made.PEOPLE, users), (made.ITEMS, items)):
-        made.state_mean[kind] = torch.from_numpy(np.nanmean(states, 0))  # type: ignore[index]
-        made.state_spread[kind] = torch.from_numpy(np.nanstd(states, 0)).clamp(min=1e-6)  # type: ignore[index]
-        found.append(made.standardised(torch.from_numpy(states), kind).numpy())
+    for kind, rows in ((made.PEOPLE, users), (made.ITEMS, items)):
+        made.state_mean[kind] = torch.from_numpy(np.nanmean(rows, 0))  # type: ignore[index]
+        made.state_spread[kind] = torch.from_numpy(np.nanstd(rows, 0)).clamp(min=1e-6)  # type: ignore[index]
+        found.append(made.standardised(torch.from_numpy(rows), kind).numpy())
     return found[0], found[1]
 
 

@@ -14,6 +14,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from configuration.errors import InputError
 from configuration.load import PROJECT, load_recipe, recipe_from_dict
+from configuration.recipe import TextEncoder
 from training.hub.card import CITATION, card_text, citations, comparison, departures
 from training.hub.folder import published_recipe, published_results
 
@@ -529,11 +530,26 @@ def test_the_page_says_that_known_users_states_were_moved(results, recipe):
 
 
 def test_the_page_says_who_else_reads_a_text(results, recipe):
-    read = "in words, whose terms count and what the backbone makes of them, alone or beside a history"
-    assert read not in card_text(results, recipe, repo_id="me/store")
-    assert read in card_text(
-        results, replace(recipe, method=replace(recipe.method, text_states=True)), repo_id="me/store"
-    )
+    read = "in words, whose terms count and what the text encoder makes of them, alone or beside a history"
+    plain = card_text(results, recipe, repo_id="me/store")
+    assert read not in plain
+    assert "Text encoder" not in plain
+    kept = "as it was pretrained, in the folder `text_encoder`"
+    reading = replace(recipe, text_encoder=TextEncoder(name="encoders/small", layers=1))
+    results["model"]["text_encoder"] = None
+    page = card_text(results, reading, repo_id="me/store")
+    assert read in page
+    assert f"- **Text encoder:** <code>encoders/small</code>, the lowest 1 layer, {kept}" in page
+    assert ModelCard(page).data.base_model is None
+    reading = replace(recipe, text_encoder=TextEncoder(name="org/small"))
+    results["model"]["text_encoder"] = "org/small"
+    page = card_text(results, reading, repo_id="me/store")
+    assert f"- **Text encoder:** [org/small](https://huggingface.co/org/small), {kept}" in page
+    assert ModelCard(page).data.base_model == "org/small"
+    results["model"]["base_model"] = "org/model"
+    assert ModelCard(card_text(results, reading, repo_id="me/store")).data.base_model == ["org/model", "org/small"]
+    results["model"]["base_model"] = "org/small"
+    assert ModelCard(card_text(results, reading, repo_id="me/store")).data.base_model == "org/small"
 
 
 def test_the_page_names_what_the_teacher_is_made_of(results, recipe):

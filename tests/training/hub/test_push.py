@@ -33,7 +33,7 @@ from training.run import Run
 FILES = [
     ".gitattributes", "README.md", "catalogue_cllm4rec.py", "config.json", "configuration_cllm4rec.py", "generation_config.json", "handler.py",
     "items.jsonl", "loss_cllm4rec.py", "model.safetensors", "modeling_cllm4rec.py", "packing_cllm4rec.py",
-    "pictures/curves.png", "pictures/items.png", "pipeline_cllm4rec.py", "ranking_cllm4rec.py", "recipe.yaml", "results.json", "text_cllm4rec.py", "tokenization_cllm4rec.py",
+    "pictures/curves.png", "pictures/items.png", "pipeline_cllm4rec.py", "ranking_cllm4rec.py", "recipe.yaml", "results.json", "text_cllm4rec.py", "text_encoder_cllm4rec.py", "tokenization_cllm4rec.py",
     "tokenizer.json", "tokenizer_config.json",
 ]  # fmt: skip
 HISTORY = ["thing 01", "thing 04"]

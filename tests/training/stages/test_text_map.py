@@ -4,11 +4,12 @@ import logging
 import numpy as np
 import pytest
 import torch
-from grouped import GROUP_OF_ITEM, corpora_of, model_of_groups, sentence
+from grouped import GROUP_OF_ITEM, ITEMS, USERS, corpora_of, model_of_groups, sentence
 from scipy.sparse import csr_matrix
 
 from training.stages import terms, text_map
 from training.stages.text_map import Ridge, fit_text_map, some
+from training.stages.text_states import TextStates, owners_mean
 
 
 @pytest.fixture
@@ -72,21 +73,36 @@ def test_left_out_predictions_are_those_of_the_others(ridge):
 def test_states_tell_what_words_that_nobody_used_are_like(kinds, monkeypatch):
     monkeypatch.setattr(text_map, "STATE_WEIGHTS", (1.0,))  # words would do for those who are known
     best = {}
-    for text_states in (False, True):
-        made = model_of_groups()
-        with torch.no_grad():  # words of a group lie on one side
-            made.get_input_embeddings().weight[:20, 1], made.get_input_embeddings().weight[20:40, 1] = -3.0, 3.0
-        made.tokenizer = lambda texts, **how: {"input_ids": [[int(w[1:]) for w in text.split()] for text in texts]}
-        fitted = fit_text_map(made, corpora_of(kinds), seed=0, text_states=text_states)
-        assert made.config.text_states == text_states == bool(fitted.user_state_weight or fitted.item_state_weight)
+    for reads in (False, True):
+        made, corpora = model_of_groups(), corpora_of(kinds)
+        states = group_states(corpora) if reads else None
+        fitted = fit_text_map(made, corpora, seed=0, text_states=states)
+        assert bool(made.config.text_state_width) == reads == bool(fitted.user_state_weight or fitted.item_state_weight)
         items = made.recommend(texts=[sentence(15, 16, 17), sentence(35, 36, 37)], k=5).items
         new = made.add_items([sentence(15, 16, 17), sentence(35, 36, 37)])
         sides = made.model.item_embeddings.weight[list(new), 0]
-        best[text_states] = (GROUP_OF_ITEM[items] == [[0], [1]]).mean(), bool(sides[0] < 0 < sides[1])
+        best[reads] = (GROUP_OF_ITEM[items] == [[0], [1]]).mean(), bool(sides[0] < 0 < sides[1])
     assert best[False][0] < 0.8
     assert not best[False][1]
     assert best[True][0] >= 0.9
     assert best[True][1]
+
+
+class GroupEncoder:
+    """It knows that words of a group are alike."""
+
+    width = 2
+    model = torch.nn.Linear(1, 1)
+
+    def __call__(self, texts):
+        shares = [sum(int(word[1:]) < 20 for word in text.split()) / len(text.split()) for text in texts]
+        return torch.tensor([[share, 1 - share] for share in shares])
+
+
+def group_states(corpora):
+    texts, encoder = corpora.texts("content"), GroupEncoder()
+    read = encoder(corpora.tokenizer.batch_decode([document[1:] for document in texts.documents])).numpy()
+    return TextStates(encoder, owners_mean(read, texts.user, USERS), owners_mean(read, texts.item, ITEMS))
 
 
 def test_states_are_further_inputs_of_the_ridge():
