@@ -210,8 +210,6 @@ def check_combinations(recipe: Recipe, place_of: Callable[[str], str]) -> None:
             refuse("method.targets", "is next, which is learnt at single items; add method.readout=last")
         if method.distillation:
             refuse("method.targets", "is next, and the teacher knows no order; add method.distillation=0")
-        if method.mask_prompt_items:
-            refuse("method.targets", "is next, of which no item is left out; add method.mask_prompt_items=false")
     if backbone.name is None and "model_type" not in backbone.config:
         refuse("backbone.config", "has no model_type (gpt2, llama, …) and 'backbone.name' is none; give one of the two")
     for section, pretrained in (("backbone", backbone), ("text_encoder", recipe.text_encoder)):

@@ -141,7 +141,9 @@ class Method:
         "order of the items in a document (paper: shuffled every epoch)", "shuffled"
     )
     readout: Literal["last", "mean"] = knob(
-        "recommendation prompt is read at its last token (paper) or as the mean over its ID tokens and the last", "mean"
+        "recommendation prompt is read at its last token (paper), or as the mean over its ID tokens and the last: for a backbone "
+        "whose last token does not see the others, one of 0 layers",
+        "last",
     )
     targets: Literal["held_out", "all", "mixed", "next"] = knob(
         "the multinomial likelihood is over the held-out items (paper), the whole history (published code), or both, the prompt's "
@@ -153,13 +155,12 @@ class Method:
     held_out_share: list[float] = knob(
         "share of the history that is held out of the prompt, uniform between the two", [0.2, 0.6]
     )
-    mask_prompt_items: bool = knob("leave the prompt's items out of the softmax of the loss (not in the paper)", True)
     user_token_dropout: float = knob(
         "share of the training prompts without the user token, so that people without one are served; 1: no prompt names a user, and "
         "known ones are served by their history, too",
         0.5,
     )
-    item_bias: bool = knob("a learned bias per item in both item heads (not in the paper)", True)
+    item_bias: bool = knob("a learned bias per item in both item heads (not in the paper)", False)
     softmax: Literal["exact", "sampled"] = knob(
         "exact: over all items; sampled: over own targets and `num_negatives` items of the step, for catalogues so large that all "
         "items take too long or too much memory; while training alone",

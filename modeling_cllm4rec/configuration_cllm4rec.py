@@ -43,7 +43,6 @@ class CLLM4RecConfig(PreTrainedConfig):
         readout (`"last"` or `"mean"`): The recommendation prompt is read at its last token (paper) or as the mean over its
             ID tokens and the last one.
         item_bias (`bool`): Whether the item heads have a learned bias per item.
-        mask_prompt_items (`bool`): Whether the loss of the recommendation head leaves the prompt's items out of the softmax.
         max_history (`int`): Items of a history that a prompt holds; the oldest are left out.
         prompt_ids (`dict[str, list[int]]`): Word ids of the recommendation prompt's hard parts, with the keys `history`
             (" has interacted with"), `separator` (",") and `recommend` (" will interact with"). Where `recommend` is empty, as after
@@ -82,7 +81,6 @@ class CLLM4RecConfig(PreTrainedConfig):
     freeze_backbone: bool = True
     readout: Literal["last", "mean"] = "mean"
     item_bias: bool = True
-    mask_prompt_items: bool = True
     max_history: int = 512
     prompt_ids: dict[str, list[int]] | None = None
     prompt_names_user: bool = True

@@ -29,9 +29,6 @@ from .text_encoder_cllm4rec import TextEncoder, save_text_encoder
 
 Tower = Literal["collaborative", "content"]
 
-# A logit that no softmax notices, yet finite in every dtype, so that masked rows give no NaN.
-MASKED_LOGIT = -1e4
-
 # What transformers calls the cache of earlier tokens: renamed in 5.24, and the old name goes in 5.40.
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
@@ -644,10 +641,7 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel, RankingMixin):
         logits = self.item_logits(pooled)
         loss = None
         if labels is not None:
-            prompt_items = None
-            if self.config.mask_prompt_items:
-                prompt_items = self.prompt_item_mask(input_ids, attention_mask, document_lengths)
-            loss = self.multinomial_loss(logits, labels, target_weights, prompt_items, num_items_in_batch)
+            loss = self.multinomial_loss(logits, labels, target_weights, num_items_in_batch)
         return RecommendationOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -679,50 +673,24 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel, RankingMixin):
         weights = chosen.to(hidden.dtype)
         return torch.einsum("bl,bld->bd", weights / weights.sum(-1, keepdim=True), hidden)
 
-    def prompt_item_mask(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        document_lengths: Sequence[int] | None = None,
-    ) -> torch.Tensor:
-        """Which items a prompt names, `(batch, num_items)`, boolean."""
-        first_item, batch, device = self.config.num_words + self.config.num_users, len(input_ids), input_ids.device
-        if attention_mask is not None:
-            input_ids = input_ids * attention_mask
-        row = torch.arange(batch, device=device).unsqueeze(1)
-        if document_lengths is not None:
-            packing = Packing.of(document_lengths, input_ids.shape, device)
-            row, batch = packing.document.unsqueeze(0), len(packing.lengths)
-        # One column more takes what is not an item, so that the mask needs no dynamic shape.
-        indices = torch.where(input_ids >= first_item, input_ids - first_item, self.config.num_items)
-        named = torch.zeros(batch, self.config.num_items + 1, dtype=torch.bool, device=device)
-        named[row, indices] = True
-        return named[:, :-1]
-
     def multinomial_loss(
         self,
         logits: torch.Tensor,
         labels: torch.Tensor,
         target_weights: torch.Tensor | None = None,
-        prompt_items: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Negative log-likelihood of the targets under one softmax per prompt, a scalar in float32.
+        """Negative log-likelihood of the targets under one softmax per prompt, a scalar in float32 or, of logits in float64, in that.
 
         Args:
             logits: `(batch, num_items)`.
             labels: `(batch, targets)` or `(batch,)`, item indices, padded with -100.
             target_weights: Like `labels`; 1 by default.
-            prompt_items: `(batch, num_items)` boolean, items that the softmax leaves out unless they are targets.
             num_items_in_batch: What the sum is divided by; the targets' total weight by default.
         """
         labels = labels.unsqueeze(-1) if labels.ndim == 1 else labels
         targets, valid = labels.clamp(min=0), labels != -100
-        logits = logits.float()
-        if prompt_items is not None:
-            # A target that the prompt names keeps its logit: masking is for items that nobody asks for.
-            is_target = torch.zeros_like(logits, dtype=torch.int32).scatter_add_(1, targets, valid.int()) > 0
-            logits = logits.masked_fill(prompt_items & ~is_target, MASKED_LOGIT)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         likelihood = logits.gather(1, targets) - logits.logsumexp(-1, keepdim=True)
         weights = valid.to(likelihood.dtype) if target_weights is None else target_weights * valid
         return -(likelihood * weights).sum() / (weights.sum() if num_items_in_batch is None else num_items_in_batch)

@@ -162,7 +162,7 @@ def packed_sdpa(
         )  # fmt: skip
     groups, back = packing.groups
     dtype = value.dtype  # rotated positions come in float32
-    wide = torch.float32 if query.device.type == "cpu" else dtype
+    wide = torch.promote_types(dtype, torch.float32) if query.device.type == "cpu" else dtype
     # torch's attention on a processor is three times as slow backward in bfloat16 as in float32.
     query, key, value = query.to(wide), key.to(wide), value.to(wide)
     repeats = query.shape[1] // key.shape[1]

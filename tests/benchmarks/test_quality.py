@@ -55,7 +55,7 @@ def test_pretraining_is_taken_over_where_fine_tuning_alone_differs(rows, monkeyp
     monkeypatch.setattr(
         quality, "pretrain", lambda *given, **options: trained_again.append(1) or kept(*given, **options)
     )
-    for word, expected in (("method.user_offsets=false", []), ("method.item_bias=false", [1])):
+    for word, expected in (("method.user_offsets=false", []), ("method.lambda_v=0", [1])):
         run_once("sample", "default", 42, folder, *SHORT, word, like=like)
         assert trained_again == expected, word
 

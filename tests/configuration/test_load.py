@@ -248,7 +248,7 @@ def test_every_number_has_a_range_except_a_rating():
     assert set(RULES) <= set(recipe_fields())
 
 
-IN_TIME = ["method.history_order=chronological", "method.readout=last", "method.distillation=0"]
+IN_TIME = ["method.history_order=chronological", "method.readout=mean"]
 
 
 @pytest.mark.parametrize(
@@ -264,9 +264,8 @@ IN_TIME = ["method.history_order=chronological", "method.readout=last", "method.
         ),
         (["data.split=random", "data.split_path=a.csv"], "'data.split_path' is given but 'data.split' is random"),
         (["method.targets=next"], "histories are shuffled; add method.history_order=chronological"),
-        (["method.targets=next", *IN_TIME[:1]], "add method.readout=last"),
-        (["method.targets=next", *IN_TIME[:2]], "add method.distillation=0"),
-        (["method.targets=next", *IN_TIME[:3]], "add method.mask_prompt_items=false"),
+        (["method.targets=next", *IN_TIME], "add method.readout=last"),
+        (["method.targets=next", *IN_TIME[:1]], "add method.distillation=0"),
         (["finetune.gradient_accumulation_steps=9", "finetune.batch_size=8"], "more than the 8 documents"),
     ],
 )

@@ -86,7 +86,6 @@ def test_the_paper_recipe_makes_the_published_choices():
 
     assert load_recipe("sample", "paper").backbone.train == "none"
     assert (method.readout, method.targets, method.initialisation) == ("last", "held_out", "random")
-    assert not method.mask_prompt_items
     assert not method.item_bias
     assert (method.distillation, method.user_token_dropout) == (0.0, 0.0)
     assert method.history_order == "shuffled"

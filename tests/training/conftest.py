@@ -37,7 +37,7 @@ STORE_RECIPE = Recipe(
         train="full",
         num_words=300,
     ),
-    method=Method(max_history=16, max_text_tokens=16, user_offsets=True),
+    method=Method(max_history=16, max_text_tokens=16, item_bias=True, user_offsets=True),
     pretrain=Stage(epochs=2, batch_size=16, lr=1e-2),
     finetune=Stage(epochs=2, batch_size=16, lr=1e-2),
     evaluation=Evaluation(baselines=[]),

@@ -13,7 +13,7 @@ from training.pretrain import pretrain
 from training.stages.towers import share
 
 NEXT_ITEM = {
-    "history_order": "chronological", "targets": "next", "readout": "last", "mask_prompt_items": False, "distillation": 0.0,
+    "history_order": "chronological", "targets": "next", "readout": "last", "distillation": 0.0,
 }  # fmt: skip
 
 

@@ -684,11 +684,11 @@ def test_merged_weights_give_what_the_model_gave_in_memory(store_recipe, store_f
     torch.testing.assert_close(logits, recorded["recommendation"], atol=1e-5, rtol=0)
 
 
-def test_fine_tuning_alone_may_choose_another_readout_and_mask(store_recipe, store_frame, vary):
+def test_fine_tuning_alone_may_choose_another_readout(store_recipe, store_frame, vary):
     pretrain(store_recipe, frame=store_frame)
-    recipe = vary(store_recipe, method={"readout": "last", "mask_prompt_items": False})
+    recipe = vary(store_recipe, method={"readout": "mean"})
     config = AutoConfig.from_pretrained(finetune(recipe).model, trust_remote_code=True)
-    assert (config.readout, config.mask_prompt_items) == ("last", False)
+    assert config.readout == "mean"
 
 
 def test_leave_last_out_in_order_of_time(store_recipe, store_frame, vary):
@@ -718,7 +718,8 @@ def test_stages_may_differ_in_precision_within_one_process(store_recipe, store_f
 
 def test_gradient_accumulation_changes_no_number(store_recipe, store_frame, vary):
     still = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
-    recipe = vary(store_recipe, backbone={"config": store_recipe.backbone.config | still})
+    # Read at the last token alone, a step of this recipe is so small that Adam makes much of the rounding errors of a key's bias.
+    recipe = vary(store_recipe, backbone={"config": store_recipe.backbone.config | still}, method={"readout": "mean"})
     parts = {"gradient_accumulation_steps": 3}
     whole = trained(recipe, store_frame)
     split = trained(vary(recipe, name="parts", pretrain=parts, finetune=parts), store_frame)

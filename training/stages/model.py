@@ -78,7 +78,6 @@ def prompt_fields(corpora: Corpora, method: Method) -> dict[str, Any]:
         prompt_ids |= {"separator": [], "recommend": []}
     return {
         "readout": method.readout,
-        "mask_prompt_items": method.mask_prompt_items,
         "prompt_ids": prompt_ids,
         "prompt_names_user": method.user_token_dropout < 1,
     }

@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modeling_cllm4rec.modeling_cllm4rec import MASKED_LOGIT
 from training.data.batches import NEGATIVES, Batch, tensors, uniform
 from training.data.ragged import Ragged
+
+# A logit that no softmax notices, yet finite in every dtype, so that masked rows give no NaN.
+MASKED_LOGIT = -1e4
 
 # Share of the negatives that are the most popular items: they hold most of the softmax's mass, and are known without drawing.
 POPULAR_SHARE = 0.5
@@ -115,7 +117,6 @@ class SampledSoftmax:
         states: torch.Tensor,
         labels: torch.Tensor,
         target_weights: torch.Tensor,
-        prompt: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> torch.Tensor:
         """Summed negative log-likelihood of several targets under one softmax per prompt, a scalar in float32.
 
@@ -124,13 +125,10 @@ class SampledSoftmax:
             states: `(prompts, width)`.
             labels: `(prompts, targets)` item indices, padded with -100.
             target_weights: Alike.
-            prompt: Rows and items `(m,)` that the softmax leaves out unless they are targets; None: none.
         """
         rows, columns = (labels != -100).nonzero(as_tuple=True)
         targets = labels[rows, columns]
         own = self.target_logits(states[rows], targets)
-        if prompt is not None:
-            logits = self.mask(logits, *prompt)
         logits = self.mask(logits, rows, targets)
         of_targets = logits.new_full(labels.shape, MASKED_LOGIT).index_put((rows, columns), own)
         total = torch.cat([of_targets, logits], dim=1).logsumexp(-1)

@@ -16,8 +16,6 @@ from modeling_cllm4rec import (
     CLLM4RecForRecommendation,
     CLLM4RecModel,
 )
-from modeling_cllm4rec.modeling_cllm4rec import MASKED_LOGIT
-from modeling_cllm4rec.packing_cllm4rec import Packing
 from training.data.batches import Batch
 from training.stages.sampled_softmax import SampledSoftmax
 
@@ -123,20 +121,17 @@ class Towers(nn.Module):
         return losses
 
     def recommendation_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Multinomial likelihood, and cross-entropy to the teacher's softmax over what the prompt does not name."""
+        """Multinomial likelihood, and cross-entropy to the teacher's softmax."""
         names = ("input_ids", "attention_mask", "document_lengths")
         inputs = {name: batch[name] for name in names if name in batch}
-        logits = self.recommender(**inputs).logits.float()
-        prompt_items = self.recommender.prompt_item_mask(**inputs) if self.base.config.mask_prompt_items else None
+        logits = self.recommender(**inputs).logits
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         likelihood = self.recommender.multinomial_loss(
-            logits, batch["labels"], batch.get("target_weights"), prompt_items, num_items_in_batch=1
+            logits, batch["labels"], batch.get("target_weights"), num_items_in_batch=1
         )
         losses = {"likelihood": likelihood}
         if "teacher_logits" in batch:
-            wanted, given = batch["teacher_logits"], logits
-            if prompt_items is not None:
-                wanted, given = (scores.masked_fill(prompt_items, MASKED_LOGIT) for scores in (wanted, given))
-            losses["distilled"] = given.logsumexp(-1).sum() - (wanted.softmax(-1) * given).sum()
+            losses["distilled"] = distilled(batch["teacher_logits"], logits)
         return losses
 
     def sampled_losses(self, objective: ObjectiveName, batch: Batch) -> dict[str, torch.Tensor]:
@@ -151,19 +146,9 @@ class Towers(nn.Module):
             return {"likelihood": softmax.next_item_loss(hidden[:, :-1][paid], targets[paid] - first_item)}
         states = self.recommender.read_out(hidden, input_ids, document_lengths=lengths)
         logits = softmax.candidate_logits(states)
-        prompt = None
-        if self.base.config.mask_prompt_items:
-            named = input_ids[0] >= first_item
-            document = Packing.of(lengths, input_ids.shape, input_ids.device).document
-            prompt = (document[named], input_ids[0][named] - first_item)
-        losses = {
-            "likelihood": softmax.multinomial_loss(logits, states, batch["labels"], batch["target_weights"], prompt)
-        }
+        losses = {"likelihood": softmax.multinomial_loss(logits, states, batch["labels"], batch["target_weights"])}
         if "teacher_logits" in batch:
-            wanted = batch["teacher_logits"] + softmax.log_weights
-            if prompt is not None:
-                wanted, logits = softmax.mask(wanted, *prompt), softmax.mask(logits, *prompt)
-            losses["distilled"] = logits.logsumexp(-1).sum() - (wanted.softmax(-1) * logits).sum()
+            losses["distilled"] = distilled(batch["teacher_logits"] + softmax.log_weights, logits)
         return losses
 
     def distance(
@@ -175,6 +160,11 @@ class Towers(nn.Module):
         for index, mine, theirs in zip((users, items), self.base.tables(pulled), self.base.tables(other), strict=True):
             total = total + (mine(index) - theirs(index).detach()).square().sum()
         return total
+
+
+def distilled(wanted: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+    """Summed cross-entropy of the softmax of logits to that of a teacher's, `(documents, items)` each, a scalar."""
+    return given.logsumexp(-1).sum() - (wanted.softmax(-1) * given).sum()
 
 
 def share(head: type, base: CLLM4RecModel) -> Any:

@@ -248,7 +248,7 @@ def test_a_dry_run_says_what_would_go_and_sends_nothing(run, send, hub):
     assert code == 0
     for path in set(FILES) - {".gitattributes"}:
         assert re.search(rf"new +\d+(\.\d)? k?M?B  {re.escape(path)}\n", said), path
-    assert "21 of 21 files" in said
+    assert "22 of 22 files" in said
     assert not hub.repos
     assert {request.method for request in hub.requests} == {"GET"}
 

@@ -67,14 +67,11 @@ class Teacher:
 
 
 @pytest.mark.parametrize("kind", ["collaborative", "recommendation"])
-@pytest.mark.parametrize("mask_prompt_items", [False, True])
 @pytest.mark.parametrize("targets", ["held_out", "mixed"])
-def test_with_all_items_for_candidates_losses_and_gradients_are_the_exact_ones(
-    make_towers, shop, kind, mask_prompt_items, targets
-):
+def test_with_all_items_for_candidates_losses_and_gradients_are_the_exact_ones(make_towers, shop, kind, targets):
     results = []
     for softmax in ("exact", "sampled"):
-        towers = make_towers(mask_prompt_items=mask_prompt_items, item_bias=True)
+        towers = make_towers(item_bias=True)
         with torch.no_grad():
             towers.base.item_bias.copy_(torch.linspace(-1, 1, 12))
         objective = objective_of(kind, shop, Teacher(), softmax=softmax, num_negatives=24, targets=targets)
@@ -91,7 +88,7 @@ def test_the_next_item_is_learnt_by_a_sampled_softmax_too(make_towers, shop):
     found = []
     for softmax in ("exact", "sampled"):
         fields = {"history_order": "chronological", "targets": "next", "softmax": softmax, "num_negatives": 24}
-        objective, towers = objective_of("recommendation", shop, **fields), make_towers(mask_prompt_items=False).eval()
+        objective, towers = objective_of("recommendation", shop, **fields), make_towers().eval()
         found.append(towers(objective.name, objective.collate(np.arange(4), 0, 0), None))
     torch.testing.assert_close(*found)
     assert found[0]["likelihood"] > 0
