@@ -2,14 +2,14 @@
 
 python benchmarks/newcomers.py                 three draws, two trainings for each figure's model; about ten minutes on two cores
 python benchmarks/newcomers.py --draws 1 finetune.epochs=3    a first look
-python benchmarks/newcomers.py --method smollm2               a pretrained backbone reads the texts, too
+python benchmarks/newcomers.py text_encoder.name=NAME         a pretrained text encoder reads the texts, too
 
 A fifth of the projects is held out whole, and a model is trained without them, as one that is published: validation makes the choices, and a
 refit learns from all pairs. They are served from their description alone (NDCG@100
 of all their libraries), from a random half of their libraries (NDCG@100 of the other half), and from both. Then a fifth of the libraries
 is held out and added afterwards by their descriptions (NDCG@20 of ranking them among themselves, for the projects that need one).
-References have the same information. Printed are means over the draws with their standard deviation; the table goes into
-benchmarks/results/newcomers.json with --write.
+References have the same information. Printed are means over the draws with their standard deviation and, where the default recipe's
+figures of the same draws are in benchmarks/results/newcomers.json, the difference to them within a draw. --write puts the figures there.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,7 +44,6 @@ from training.stages.terms import tf_idf
 from training.stages.text_map import RIDGES, STATE_WEIGHTS, Ridge
 
 SHARE, EASE_PENALTY, EXPLAINED = 0.2, 100.0, 500
-COMMAND = "python benchmarks/newcomers.py"
 UNSHOWN = ("evaluation.baselines=[]", "data.examples=[]")  # examples may name items that are held out
 Figures = dict[str, float]
 
@@ -259,21 +259,31 @@ def main() -> None:
         found = list(measure(chosen.method, chosen.draws, chosen.overrides, Path(temporary)))
     rows = {}
     for name in dict.fromkeys(name for figures in found for name in figures):
-        values = [figures[name] for figures in found if name in figures]
-        rows[name] = {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
+        rows[name] = summary([figures[name] for figures in found if name in figures])
+    path, label = RESULTS / "newcomers.json", " ".join([chosen.method, *chosen.overrides])
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    usual = before.get("default", {"figures": {}})["figures"] if label != "default" else {}
     for name, row in rows.items():
-        spread = "" if row["std"] is None else f" ± {row['std']:.3f}"
-        print(f"{name:<64} {row['mean']:.3f}{spread}")
+        line = f"{name:<64} {shown(row)}"
+        if name in usual and len(usual[name]["draws"]) == len(row["draws"]):
+            pairs = zip(row["draws"], usual[name]["draws"], strict=True)
+            line += (
+                f"   default {usual[name]['mean']:.3f}, within a draw {shown(summary([a - b for a, b in pairs]), '+')}"
+            )
+        print(line)
     if chosen.write:
-        path = RESULTS / "newcomers.json"
-        found_before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        written = {
-            "command": f"{COMMAND} --method {chosen.method}",
-            "draws": chosen.draws,
-            "overrides": chosen.overrides,
-            "figures": rows,
-        }
-        write_text(path, json.dumps(found_before | {chosen.method: written}, indent=1, ensure_ascii=False) + "\n")
+        write_text(path, json.dumps(before | {label: {"figures": rows}}, indent=1, ensure_ascii=False) + "\n")
+
+
+def summary(values: list[float]) -> dict[str, Any]:
+    """What the file keeps of a figure's values in the draws."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "std": std, "draws": values}
+
+
+def shown(row: dict[str, Any], sign: str = "") -> str:
+    """A mean and its standard deviation."""
+    return f"{row['mean']:{sign}.3f}" + ("" if row["std"] is None else f" ± {row['std']:.3f}")
 
 
 if __name__ == "__main__":

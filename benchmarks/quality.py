@@ -341,11 +341,14 @@ def main() -> None:
         print("\n".join(["", *lines(name, rows)]), flush=True)
         if chosen.write:
             found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            write_text(path, json.dumps(found | {name: rows}, indent=1, ensure_ascii=False) + "\n")
+            if not (chosen.ablation or chosen.curves):  # models that were not run this time keep their rows
+                rows = found.get(name, {}) | rows
+            found[name] = rows
+            write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
             if chosen.curves:
-                draw_curves(found | {name: rows}, RESULTS / "curves.png")
+                draw_curves(found, RESULTS / "curves.png")
             elif not chosen.ablation:
-                draw(found | {name: rows}, RESULTS / "quality.png")
+                draw(found, RESULTS / "quality.png")
 
 
 if __name__ == "__main__":
