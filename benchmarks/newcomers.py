@@ -59,6 +59,12 @@ def ndcg(scores: np.ndarray, wanted: np.ndarray, k: int) -> float:
     return float((gain / ideal).mean())
 
 
+def held_out(values: pd.Series, rng: np.random.Generator) -> list[str]:
+    """A fifth of the distinct values, ascending."""
+    distinct = np.array(sorted(values.unique()))
+    return sorted(rng.permutation(distinct)[: int(len(distinct) * SHARE)])
+
+
 def trained(recipe: Recipe, frame: pd.DataFrame) -> tuple[CLLM4RecForRecommendation, Corpora]:
     """The recipe trained on what is not held out, with the sample's validation pairs for its choices, then refitted on all of that."""
     trains = frame["split"] != "validation"
@@ -127,15 +133,14 @@ def readers(model: CLLM4RecForRecommendation) -> dict[str, Callable[[list[str]],
 def new_people(recipe: Recipe, frame: pd.DataFrame, descriptions: dict[str, str], draw: int) -> Figures:
     """A fifth of the users, held out whole; all pairs of the others are training pairs."""
     rng = np.random.default_rng(draw)
-    users = np.array(sorted(frame["user"].unique()))
-    out = set(rng.permutation(users)[: int(len(users) * SHARE)])
+    out = held_out(frame["user"], rng)
     rest = frame[~frame["user"].isin(out)]
     model, corpora = trained(recipe, rest)
     place = {item["id"]: number for number, item in enumerate(corpora.items())}
     libraries = (
         frame[frame["item"].isin(place)].groupby("user")["item"].apply(lambda items: [place[item] for item in items])
     )
-    people = [user for user in sorted(out) if user in libraries.index]
+    people = [user for user in out if user in libraries.index]
     whole = np.zeros((len(people), corpora.num_items))
     given = np.zeros_like(whole)
     histories = []
@@ -177,8 +182,7 @@ def new_people(recipe: Recipe, frame: pd.DataFrame, descriptions: dict[str, str]
 def new_items(recipe: Recipe, frame: pd.DataFrame, descriptions: dict[str, str], draw: int) -> Figures:
     """A fifth of the items, held out and added by their descriptions."""
     rng = np.random.default_rng(100 + draw)
-    items = np.array(sorted(frame["item"].unique()))
-    out = sorted(rng.permutation(items)[: int(len(items) * SHARE)])
+    out = held_out(frame["item"], rng)
     rest = frame[~frame["item"].isin(out)]
     model, corpora = trained(recipe, rest)
     people = {user["id"]: number for number, user in enumerate(corpora.users())}

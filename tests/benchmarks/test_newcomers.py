@@ -1,6 +1,10 @@
+import json
+import sys
+
 import numpy as np
 import pytest
 
+from benchmarks import newcomers
 from benchmarks.newcomers import ndcg, ridge_scores
 
 
@@ -19,3 +23,22 @@ def test_the_ridge_of_the_reference_reads_words_it_knows():
     scores = ridge_scores(texts, outputs, ["red", "blue unheard-of"], lambda left_out: judged.append(left_out) or 0.0)
     assert scores.argmax(1).tolist() == [1, 0]
     assert all(left_out.shape == (12, 2) for left_out in judged)
+
+
+def test_figures_of_the_same_draws_are_told_apart_within_a_draw(monkeypatch, tmp_path, capsys):
+    def run(*words, values):
+        monkeypatch.setattr(newcomers, "measure", lambda *given: iter([{"both": value} for value in values]))
+        monkeypatch.setattr(newcomers, "RESULTS", tmp_path)
+        monkeypatch.setattr(sys, "argv", ["newcomers.py", *words])
+        newcomers.main()
+        return capsys.readouterr().out.strip()
+
+    assert run("--write", values=[0.5, 0.7]) == f"{'both':<64} 0.600 ± 0.141"
+    other = run("--write", "finetune.epochs=1", values=[0.51, 0.72])
+    assert other == f"{'both':<64} 0.615 ± 0.148   default 0.600, within a draw +0.015 ± 0.007"
+    assert "within" not in run("finetune.epochs=1", values=[0.51])
+    kept = json.loads((tmp_path / "newcomers.json").read_text())
+    assert {name: row["figures"]["both"]["draws"] for name, row in kept.items()} == {
+        "default": [0.5, 0.7],
+        "default finetune.epochs=1": [0.51, 0.72],
+    }

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -119,3 +120,17 @@ def test_curves_hold_the_default_and_its_neighbours(monkeypatch, tmp_path):
     quality.draw_curves({"sample": rows}, tmp_path / "curves.png")
     assert imread(tmp_path / "curves.png").size
     assert "| method.lambda_v=0.1 | 0.300 | validation 0.300; by history alone 0.300 |" in list(lines("sample", rows))
+
+
+def test_models_that_are_not_run_again_keep_their_rows(monkeypatch, tmp_path):
+    given = {"default": {"CLLM4Rec, default": summary([0.4])}, "paper": {"CLLM4Rec, paper": summary([0.3])}}
+    monkeypatch.setattr(quality, "compare", lambda name, methods, *other: given[methods[0]])
+    monkeypatch.setattr(quality, "RESULTS", tmp_path)
+    for method in ("default", "paper"):
+        monkeypatch.setattr(sys, "argv", ["quality.py", "--write", "--set", "sample", "--methods", method])
+        quality.main()
+    kept = json.loads((tmp_path / "quality.json").read_text())["sample"]
+    assert {label: row["ndcg_at_100"]["mean"] for label, row in kept.items()} == {
+        "CLLM4Rec, default": 0.4,
+        "CLLM4Rec, paper": 0.3,
+    }
