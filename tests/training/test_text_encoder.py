@@ -20,6 +20,7 @@ from training.hub.folder import model_files
 from training.hub.publish import publish
 from training.predict import predict
 from training.pretrain import pretrain
+from training.run import Run
 from training.stages import text_states
 from training.stages.text_states import owners_mean, read_text_states
 
@@ -90,6 +91,23 @@ def test_a_push_sends_it_and_somebody_else_opens_it(read_run, hub):
     assert_alike(rec, here)
     rec.model.push_to_hub("me/copy")
     assert set(there) <= set(hub.repo("me/copy"))
+
+
+def test_a_model_without_an_encoder_takes_anothers_away(read_run, store_copy, hub, tmp_path):
+    publish(read_run.folder, "me/reading")
+    plain = Run.of(store_copy).folder
+    recipe = plain / "model" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("\nlicense: null", "\nlicense: mit"))
+    publish(plain, "me/reading")
+    assert not [path for path in hub.repo("me/reading") if path.startswith("text_encoder/")]
+
+
+def test_words_of_the_encoder_are_nobodys_ids(read_run, hub, tmp_path):
+    folder = shutil.copytree(read_run.folder, tmp_path / "store")
+    config = folder / "model" / "text_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"a_word": "person 03"}))
+    publish(folder, "me/reading")
+    assert b"person 03" in hub.repo("me/reading")["text_encoder/config.json"]
 
 
 def test_a_folder_that_lost_it_is_not_pushed(read_run, tmp_path):

@@ -24,7 +24,7 @@ from training.data.corpora import open_corpora
 from training.files import unwritable
 from training.hub.card import card_text
 from training.hub.dataset import recipe_for_dataset, write_dataset_folder
-from training.hub.folder import USERS, folder_recipe, model_files
+from training.hub.folder import TEXT_ENCODER, USERS, folder_recipe, model_files
 from training.hub.people import without_user_embeddings
 from training.hub.repo import (
     MAIN,
@@ -48,7 +48,15 @@ logger = logging.getLogger("training.push")
 CARD = "README.md"
 # What an earlier push may have left that this one does not hold: above all users.jsonl, and other shards.
 OWNED: dict[RepoType, tuple[str, ...]] = {
-    "model": ("*.safetensors", "*.safetensors.index.json", USERS, "pictures/*.png", "*_cllm4rec.py", "handler.py"),
+    "model": (
+        "*.safetensors",
+        "*.safetensors.index.json",
+        USERS,
+        "pictures/*.png",
+        "*_cllm4rec.py",
+        "handler.py",
+        f"{TEXT_ENCODER}/*",
+    ),
     "dataset": ("*.parquet",),
     "space": (),
 }
@@ -205,7 +213,10 @@ def plan_model(api: HfApi, run: Path, name: str, dataset: str | None, folder: Pa
 
     files[CARD] = card(None)
     if not published:
-        searched, strangers = about_search(files, run)
+        # The text encoder knows nothing of these people, and its vocabulary may hold any word.
+        searched, strangers = about_search(
+            {path: content for path, content in files.items() if not path.startswith(f"{TEXT_ENCODER}/")}, run
+        )
         people += searched
     repo = look(api, name, "model", options)
     plan = Plan(
