@@ -266,17 +266,17 @@ def main() -> None:
         rows[name] = summary([figures[name] for figures in found if name in figures])
     path, label = RESULTS / "newcomers.json", " ".join([chosen.method, *chosen.overrides])
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if chosen.write:
+        write_text(path, json.dumps(before | {label: {"figures": rows}}, indent=1, ensure_ascii=False) + "\n")
     usual = before.get("default", {"figures": {}})["figures"] if label != "default" else {}
     for name, row in rows.items():
         line = f"{name:<64} {shown(row)}"
-        if name in usual and len(usual[name]["draws"]) == len(row["draws"]):
+        if len(usual.get(name, {}).get("draws", ())) == len(row["draws"]):
             pairs = zip(row["draws"], usual[name]["draws"], strict=True)
             line += (
                 f"   default {usual[name]['mean']:.3f}, within a draw {shown(summary([a - b for a, b in pairs]), '+')}"
             )
         print(line)
-    if chosen.write:
-        write_text(path, json.dumps(before | {label: {"figures": rows}}, indent=1, ensure_ascii=False) + "\n")
 
 
 def summary(values: list[float]) -> dict[str, Any]:
