@@ -53,6 +53,7 @@ ABLATION = {
     "ID embeddings start at random": "method.initialisation=random",
     "no distillation": "method.distillation=0",
     "the teacher is iALS alone": "method.teacher=ials",
+    "read at the last token": "method.readout=last",
     "targets: the whole history": "method.targets=all",
     "a fixed fifth held out": "method.held_out_share=[0.2, 0.2]",
     "user token in every prompt": "method.user_token_dropout=0",

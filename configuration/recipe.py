@@ -141,8 +141,8 @@ class Method:
         "order of the items in a document (paper: shuffled every epoch)", "shuffled"
     )
     readout: Literal["last", "mean"] = knob(
-        "recommendation prompt is read at its last token (paper), or as the mean over its ID tokens and the last: for a backbone "
-        "whose last token does not see the others, one of 0 layers",
+        "recommendation prompt is read at its last token (paper), or as the mean over its ID tokens and the last, which each item of "
+        "the history is a part of: explanations are clearer, and a backbone of 0 layers reads the history at all",
         "last",
     )
     targets: Literal["held_out", "all", "mixed", "next"] = knob(
