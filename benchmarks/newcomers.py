@@ -263,7 +263,7 @@ def main() -> None:
         found = list(measure(chosen.method, chosen.draws, chosen.overrides, Path(temporary)))
     rows = {}
     for name in dict.fromkeys(name for figures in found for name in figures):
-        rows[name] = summary([figures[name] for figures in found if name in figures])
+        rows[name] = summary([figures.get(name) for figures in found])
     path, label = RESULTS / "newcomers.json", " ".join([chosen.method, *chosen.overrides])
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if chosen.write:
@@ -273,16 +273,16 @@ def main() -> None:
         line = f"{name:<64} {shown(row)}"
         if len(usual.get(name, {}).get("draws", ())) == len(row["draws"]):
             pairs = zip(row["draws"], usual[name]["draws"], strict=True)
-            line += (
-                f"   default {usual[name]['mean']:.3f}, within a draw {shown(summary([a - b for a, b in pairs]), '+')}"
-            )
+            differences = summary([None if a is None or b is None else a - b for a, b in pairs])
+            line += f"   default {usual[name]['mean']:.3f}, within a draw {shown(differences, '+')}"
         print(line)
 
 
-def summary(values: list[float]) -> dict[str, Any]:
-    """What the file keeps of a figure's values in the draws."""
+def summary(draws: list[float | None]) -> dict[str, Any]:
+    """What the file keeps of a figure's values in the draws, None in those that have none."""
+    values = [value for value in draws if value is not None]
     std = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.mean(values), "std": std, "draws": values}
+    return {"mean": statistics.mean(values), "std": std, "draws": draws}
 
 
 def shown(row: dict[str, Any], sign: str = "") -> str:

@@ -220,6 +220,8 @@ def check_combinations(recipe: Recipe, place_of: Callable[[str], str]) -> None:
             refuse(f"{section}.gguf_file", f"is given without {name}; name the folder or Hub repo that holds it")
     if recipe.text_encoder.name is None and recipe.text_encoder.layers is not None:
         refuse("text_encoder.layers", "is given without 'text_encoder.name'; name the model to cut")
+    if recipe.text_encoder.name is not None and not method.content_tower:
+        refuse("text_encoder.name", "is given, but no text is in the corpora; add method.content_tower=true")
     if recipe.text_encoder.name is not None and not method.text_map:
         refuse("text_encoder.name", "is given, but nothing reads what it makes of texts; add method.text_map=true")
     if data.split != "given" and data.split_path is not None:

@@ -25,7 +25,7 @@ from .loss_cllm4rec import next_token_loss
 from .packing_cllm4rec import PACKED_SDPA, Packing
 from .ranking_cllm4rec import NO_USERS, RankingMixin
 from .text_cllm4rec import TextMap
-from .text_encoder_cllm4rec import TextEncoder, save_text_encoder
+from .text_encoder_cllm4rec import FOLDER, TextEncoder, save_text_encoder
 
 Tower = Literal["collaborative", "content"]
 
@@ -158,15 +158,22 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         model.download_options = {"revision": revision, **options}
         return loaded
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
         """As in transformers; the text encoder, where the text map reads with one, goes into its folder beside the weights.
 
         Raises:
             ValueError: if that encoder cannot be opened.
         """
-        if kwargs.get("is_main_process", True):
+        if is_main_process:
             save_text_encoder(self, save_directory)
-        super().save_pretrained(save_directory, *args, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+
+    def _get_files_timestamps(self, working_dir: str | os.PathLike[str]) -> dict[str, float]:
+        """What `save_pretrained(…, push_to_hub=True)` holds for unchanged: not the text encoder, which was written just before."""
+        times = super()._get_files_timestamps(working_dir)
+        return {name: time for name, time in times.items() if name != FOLDER}
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled or copied: everything but the token, a secret of whoever loaded the model."""

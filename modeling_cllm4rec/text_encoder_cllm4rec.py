@@ -5,6 +5,7 @@ model of transformers, and is opened when the first text comes.
 """
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +23,16 @@ FOLDER = "text_encoder"
 # Of a text so many tokens are read, and about so many of all texts at a time.
 TOKENS_OF_A_TEXT, TOKENS_PER_PASS = 256, 4096
 
+# While transformers makes a model it sets the dtype of the whole process: two threads at once would leave theirs behind.
+OPENING = threading.Lock()
+
 
 class TextEncoder:
     """Texts to vectors: the mean of the last hidden states (Reimers and Gurevych, Sentence-BERT, EMNLP 2019).
 
     Args:
-        model: A model of transformers whose output has a `last_hidden_state`, an encoder or a decoder; it is not changed.
+        model: A model of transformers whose output has a `last_hidden_state`, an encoder or a decoder; it is frozen, in evaluation mode, and goes
+            where the texts of its owner go.
         tokenizer: Its tokenizer.
     """
 
@@ -87,14 +92,20 @@ class TextEncoder:
         """Numbers of a vector."""
         return int(self.model.config.hidden_size)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of a text that are read; some encoders keep two of their positions for padding."""
+        positions = getattr(self.model.config, "max_position_embeddings", None) or 2 * TOKENS_OF_A_TEXT
+        return int(min(TOKENS_OF_A_TEXT, self.tokenizer.model_max_length, positions - 2))
+
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """Vectors of texts, `(texts, width)` float32, NaN where a text has no token; each distinct one is read once."""
         places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
         device = self.model.device
-        pooled = torch.full((len(places), self.width), torch.nan, device=device)
+        pooled = torch.full((len(places), self.width), torch.nan, dtype=torch.float32, device=device)
         words = [
-            self.tokenizer(text, truncation=True, max_length=TOKENS_OF_A_TEXT)["input_ids"] if text.strip() else []
+            self.tokenizer(text, truncation=True, max_length=self.longest)["input_ids"] if text.strip() else []
             for text in places
         ]
         # By length, so that what is read together holds little padding.
@@ -117,16 +128,17 @@ def text_encoder_of(model: "CLLM4RecPreTrainedModel") -> TextEncoder:
     Raises:
         ValueError: if the model is of no folder or repo that has one.
     """
-    if model.text_encoder is None:
-        options = dict(model.download_options)
-        options["subfolder"] = f"{options.get('subfolder', '')}/{FOLDER}".lstrip("/")
-        try:
-            model.text_encoder = TextEncoder.from_pretrained(model.name_or_path, **options)
-        except (OSError, ValueError, TypeError) as error:
-            raise ValueError(
-                f"this model reads texts with a text encoder, but none can be opened in the folder {options['subfolder']} of "
-                f"{model.name_or_path!r} ({str(error).splitlines()[0]}); set model.text_encoder"
-            ) from error
+    options = dict(model.download_options)
+    options["subfolder"] = f"{options.get('subfolder', '')}/{FOLDER}".lstrip("/")
+    with OPENING:
+        if model.text_encoder is None:
+            try:
+                model.text_encoder = TextEncoder.from_pretrained(model.name_or_path, **options)
+            except (OSError, ValueError, TypeError) as error:
+                raise ValueError(
+                    f"this model reads texts with a text encoder, but none can be opened in the folder {options['subfolder']} of "
+                    f"{model.name_or_path!r} ({str(error).splitlines()[0]}); set model.text_encoder"
+                ) from error
     model.text_encoder.model.to(model.device)
     return model.text_encoder
 

@@ -90,6 +90,10 @@ def finetune(
             for table in model.model.tables("content"):
                 table.requires_grad_(False)
         towers = Towers(model, recipe.method.lambda_v, recipe.method.distillation, softmax=recipe.method.softmax)
+        if accelerator.is_main_process:
+            run.text_states(
+                corpora, accelerator.device
+            )  # an encoder that cannot be had is found before hours of training
         teacher = None
         if recipe.method.distillation > 0:
             with accelerator.main_process_first():  # the others open what it fitted

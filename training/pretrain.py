@@ -82,7 +82,7 @@ def pretrain(
         if accelerator.is_main_process:
             if not (resume and run.is_begun("pretrain")):
                 # A teacher may be left of a run on other data that broke off early.
-                run.clear("pretrain", "finetune", "teacher")
+                run.clear("pretrain", "finetune", "teacher", "text_states")
             write_text(run.folder / "recipe.yaml", dump_recipe(recipe))
             if init_from is not None:
                 write_text(run.start, json.dumps({"init_from": str(init_from)}))

@@ -159,7 +159,7 @@ class Run:
 
     def text_states(self, corpora: Corpora, device: torch.device) -> TextStates | None:
         """What the recipe's text encoder makes of the training texts, kept in `checkpoints`; None where there is no encoder or no text."""
-        cache = self.folder / "checkpoints" / "text_states.safetensors"
+        cache = self.checkpoints("text_states") / "states.safetensors"
         return read_text_states(corpora, self.recipe.text_encoder, cache, device)
 
     def check_checkpoint(self, stage: str, corpora_fingerprint: str) -> None:

@@ -248,7 +248,7 @@ def test_every_number_has_a_range_except_a_rating():
     assert set(RULES) <= set(recipe_fields())
 
 
-IN_TIME = ["method.history_order=chronological", "method.readout=mean"]
+IN_TIME = ["method.history_order=chronological", "method.readout=last"]
 
 
 @pytest.mark.parametrize(
@@ -262,10 +262,11 @@ IN_TIME = ["method.history_order=chronological", "method.readout=mean"]
             ["text_encoder.name=a", "method.text_map=false"],
             "nothing reads what it makes of texts; add method.text_map=true",
         ),
+        (["text_encoder.name=a", "method.content_tower=false"], "add method.content_tower=true"),
         (["data.split=random", "data.split_path=a.csv"], "'data.split_path' is given but 'data.split' is random"),
         (["method.targets=next"], "histories are shuffled; add method.history_order=chronological"),
-        (["method.targets=next", *IN_TIME], "add method.readout=last"),
-        (["method.targets=next", *IN_TIME[:1]], "add method.distillation=0"),
+        (["method.targets=next", *IN_TIME[:1]], "add method.readout=last"),
+        (["method.targets=next", *IN_TIME], "add method.distillation=0"),
         (["finetune.gradient_accumulation_steps=9", "finetune.batch_size=8"], "more than the 8 documents"),
     ],
 )

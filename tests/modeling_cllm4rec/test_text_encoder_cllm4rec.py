@@ -15,6 +15,8 @@ from transformers import (
     LlamaConfig,
     LlamaModel,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
     T5Config,
     T5Model,
 )
@@ -63,9 +65,10 @@ def test_a_text_is_the_mean_over_its_tokens(decoder, monkeypatch):
 
 def test_what_is_said_several_times_is_read_once(decoder, monkeypatch):
     encoder = TextEncoder.from_pretrained(decoder)
-    once, asked = encoder(["3 4", "8"]), []
-    tokenizer = encoder.tokenizer
-    monkeypatch.setattr(encoder, "tokenizer", lambda text, **how: asked.append(text) or tokenizer(text, **how))
+    once, asked, tokenize = encoder(["3 4", "8"]), [], type(encoder.tokenizer).__call__
+    monkeypatch.setattr(
+        type(encoder.tokenizer), "__call__", lambda self, text, **how: asked.append(text) or tokenize(self, text, **how)
+    )
     torch.testing.assert_close(encoder(["3 4", "8", "3 4"]), once[[0, 1, 0]])
     assert asked == ["3 4", "8"]
 
@@ -77,6 +80,16 @@ def test_an_encoder_reads_with_its_marks(tmp_path):
     encoder = TextEncoder.from_pretrained(save(tmp_path, made, marked=True))
     hidden = encoder.model(torch.tensor([[1, 7, 8, 2]])).last_hidden_state[0]
     torch.testing.assert_close(encoder(["7 8", "9 9 9 9 9"])[0], hidden.mean(0))
+
+
+def test_no_more_is_read_than_there_are_positions(tmp_path):
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    made = RobertaModel(RobertaConfig(vocab_size=WORDS, max_position_embeddings=12, pad_token_id=1, **sizes))
+    encoder = TextEncoder.from_pretrained(save(tmp_path, made))
+    assert encoder.longest == 10
+    torch.testing.assert_close(encoder(["3 " * 30]), encoder(["3 " * 10]))
+    encoder.tokenizer.model_max_length = 4
+    torch.testing.assert_close(encoder(["3 " * 30]), encoder(["3 " * 4]))
 
 
 def test_the_lowest_layers_are_kept(decoder, tmp_path):

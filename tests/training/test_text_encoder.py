@@ -1,7 +1,9 @@
 """A run with a text encoder: read once, fitted, kept beside the weights, pushed, and opened by somebody else."""
 
 import json
+import logging
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,12 +104,49 @@ def test_a_model_without_an_encoder_takes_anothers_away(read_run, store_copy, hu
     assert not [path for path in hub.repo("me/reading") if path.startswith("text_encoder/")]
 
 
-def test_words_of_the_encoder_are_nobodys_ids(read_run, hub, tmp_path):
+def test_words_of_an_encoder_of_the_hub_are_nobodys_ids(read_run, hub, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="training")
     folder = shutil.copytree(read_run.folder, tmp_path / "store")
-    config = folder / "model" / "text_encoder" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"a_word": "person 03"}))
+    words = folder / "model" / "text_encoder" / "bpe.codes"
+    words.write_text("person 03\n")
     publish(folder, "me/reading")
-    assert b"person 03" in hub.repo("me/reading")["text_encoder/config.json"]
+    assert b"person 03" in hub.repo("me/reading")["text_encoder/bpe.codes"]
+    assert "stands in any file but those of text_encoder/" in caplog.text
+    results = folder / "model" / "results.json"
+    results.write_text(json.dumps(json.loads(results.read_text()) | {"model": unnamed(results)}))
+    with pytest.raises(
+        InputError, match=r"raw user ids stand in what goes to me/own \(text_encoder/bpe\.codes: person 03\)"
+    ):
+        publish(folder, "me/own")
+
+
+def unnamed(results):
+    return json.loads(results.read_text())["model"] | {"text_encoder": None}
+
+
+def test_what_is_saved_and_pushed_at_once_is_whole(read_run, hub, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(read_run.model, trust_remote_code=True)
+    model.save_pretrained(tmp_path / "copy", push_to_hub=True, repo_id="me/copy")
+    assert "text_encoder/model.safetensors" in hub.repo("me/copy")
+
+
+def test_two_threads_open_one_encoder(read_run):
+    model = AutoModelForSequenceClassification.from_pretrained(read_run.model, trust_remote_code=True).eval()
+    with ThreadPoolExecutor(4) as threads:
+        states = list(threads.map(lambda text: model.query_states(texts=[text]), [QUERY] * 8))
+    assert torch.get_default_dtype() == torch.float32
+    for found in states[1:]:
+        torch.testing.assert_close(found, states[0])
+
+
+def test_a_wrong_encoder_is_found_before_fine_tuning(store_recipe, store_frame, encoder, vary, tmp_path):
+    pretrain(store_recipe, frame=store_frame)
+    without = shutil.copytree(encoder, tmp_path / "without")
+    (without / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"text_encoder\.name: no text encoder can be loaded"):
+        finetune(vary(store_recipe, text_encoder={"name": str(without)}))
+    run = finetune(vary(store_recipe, text_encoder={"name": str(encoder)}))
+    assert (run.model / "text_encoder" / "model.safetensors").is_file()
 
 
 def test_a_folder_that_lost_it_is_not_pushed(read_run, tmp_path):
@@ -129,7 +168,7 @@ def assert_alike(one, other):
 
 def test_texts_are_read_once_for_a_run(read_run, encoder, tmp_path, monkeypatch):
     corpora, cpu = open_corpora(read_run.corpora), torch.device("cpu")
-    section, kept = read_run.recipe.text_encoder, read_run.folder / "checkpoints" / "text_states.safetensors"
+    section, kept = read_run.recipe.text_encoder, read_run.checkpoints("text_states") / "states.safetensors"
     cache = Path(shutil.copy(kept, tmp_path))
     asked, read = [], text_states.TextEncoder.__call__
     monkeypatch.setattr(text_states.TextEncoder, "__call__", lambda *given: asked.append(given) or read(*given))
@@ -144,6 +183,15 @@ def test_texts_are_read_once_for_a_run(read_run, encoder, tmp_path, monkeypatch)
     other = read_text_states(corpora, replace(section, layers=2), cache, cpu, progress=False)
     assert asked
     assert not np.allclose(other.users, states.users)
+    asked.clear()
+    mine = TextEncoder(name=str(shutil.copytree(encoder, tmp_path / "mine")), layers=2)
+    read_text_states(corpora, mine, cache, cpu, progress=False)  # the same weights, in another place
+    assert not asked
+    trained = LlamaModel.from_pretrained(mine.name)
+    trained.norm.weight.data *= 2
+    trained.save_pretrained(mine.name)
+    read_text_states(corpora, mine, cache, cpu, progress=False)
+    assert asked
     assert read_text_states(corpora, TextEncoder(), cache, cpu) is None
 
 

@@ -143,7 +143,7 @@ def card_data(
 def base_models(results: dict[str, Any], recipe: Recipe) -> str | list[str] | None:
     """What the model was made of, by its names on the Hub: the pretrained backbone and the text encoder."""
     names = [recipe.backbone.hub_name or results["model"]["base_model"]]
-    if recipe.text_encoder.name is not None:
+    if recipe.text_encoder.name is not None and results["model"]["parts"].get("text_map"):
         names.append(recipe.text_encoder.hub_name or results["model"]["text_encoder"])
     found = list(dict.fromkeys(name for name in names if name is not None))
     return found if len(found) > 1 else next(iter(found), None)

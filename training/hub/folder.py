@@ -133,15 +133,12 @@ def model_files(folder: Path) -> dict[str, Path]:
             )
     check_weights(folder, weights)
     if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("text_state_width"):
-        if not (folder / TEXT_ENCODER / "model.safetensors").is_file():
+        if not all((folder / TEXT_ENCODER / name).is_file() for name in ("config.json", "model.safetensors")):
             raise InputError(
                 f"{folder} lacks {TEXT_ENCODER}; run training/finetune.py first (--overwrite if it was run before)"
             )
-        names += [
-            f"{TEXT_ENCODER}/{path.name}"
-            for path in (folder / TEXT_ENCODER).iterdir()
-            if path.suffix in (".json", ".safetensors")
-        ]
+        check_weights(folder / TEXT_ENCODER, ["model.safetensors"])
+        names += [f"{TEXT_ENCODER}/{path.name}" for path in (folder / TEXT_ENCODER).iterdir() if path.is_file()]
     return {name: folder / name for name in sorted(names)}
 
 

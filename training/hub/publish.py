@@ -213,10 +213,10 @@ def plan_model(api: HfApi, run: Path, name: str, dataset: str | None, folder: Pa
 
     files[CARD] = card(None)
     if not published:
-        # The text encoder knows nothing of these people, and its vocabulary may hold any word.
-        searched, strangers = about_search(
-            {path: content for path, content in files.items() if not path.startswith(f"{TEXT_ENCODER}/")}, run
-        )
+        # A text encoder of the Hub knows nothing of these people, and its vocabulary may hold any word.
+        foreign = f"{TEXT_ENCODER}/" if results["model"].get("text_encoder") else None
+        looked_at = {path: content for path, content in files.items() if not (foreign and path.startswith(foreign))}
+        searched, strangers = about_search(looked_at, run, but=foreign if len(looked_at) < len(files) else None)
         people += searched
     repo = look(api, name, "model", options)
     plan = Plan(

@@ -49,8 +49,10 @@ def about_model(results: dict[str, Any], *, published: bool, user_embeddings: bo
     ]
 
 
-def about_search(files: Mapping[str, Content], run: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Whether raw user ids stand in files that shall hold none: sentences, and the ids that were found by file."""
+def about_search(
+    files: Mapping[str, Content], run: Path, but: str | None = None
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Whether raw user ids stand in files that shall hold none: sentences, and the ids that were found by file; `but` names what was left out."""
     ids = user_ids(run)
     if ids is None:
         return ["whether raw user ids stand anywhere was not looked at: the run has no corpora/"], {}
@@ -58,7 +60,7 @@ def about_search(files: Mapping[str, Content], run: Path) -> tuple[list[str], di
     if not found:
         few = "" if looked_for == len(ids) else " (shorter ones and short numbers stand anywhere by chance)"
         return [
-            f"none of the {looked_for:,} raw user ids that are long enough to be looked for stands in any file{few}"
+            f"none of the {looked_for:,} raw user ids that are long enough to be looked for stands in any file{f' but those of {but}' if but else ''}{few}"
         ], {}
     return [], found
 

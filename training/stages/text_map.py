@@ -216,7 +216,10 @@ def fit_text_map(
     model.config.num_text_terms = len(terms)
     if text_states is not None:
         model.config.text_state_width, model.text_encoder = text_states.width, text_states.encoder
+    finer = {name: value.clone() for name, value in made.state_dict().items() if name.startswith("state_")}
     model.model.text_map = made.to(model.device, model.dtype)
+    for name, value in finer.items():  # half precision is coarser than what texts differ by
+        getattr(made, name).data = value.to(model.device)
     fitted = FittedTextMap(
         len(terms),
         *(user_map.ridge, user_map.state_weight, of_users[1]),

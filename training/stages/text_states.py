@@ -1,11 +1,10 @@
 """What a text encoder makes of the texts that training may read, averaged over each user's and each item's; read once for a run."""
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +68,10 @@ def check_text_encoder(section: recipes.TextEncoder) -> None:
     if section.name is not None:
         with refused(section):
             extra = {"gguf_file": section.gguf_file} if section.gguf_file else {}
-            lowest_layers(AutoConfig.from_pretrained(section.name, **extra), section.layers)
+            config = AutoConfig.from_pretrained(section.name, **extra)
+            if config.is_encoder_decoder:
+                raise ValueError("it has an encoder and a decoder")
+            lowest_layers(config, section.layers)
 
 
 @contextmanager
@@ -77,7 +79,7 @@ def refused(section: recipes.TextEncoder) -> Iterator[None]:
     """Say of a text encoder that cannot be opened in the block what is wrong with it."""
     try:
         yield
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, AttributeError) as error:
         raise InputError(
             f"text_encoder.name: no text encoder can be loaded from {section.name!r} ({str(error).splitlines()[0]}); give the name of a "
             "Hub repo or a folder with an encoder or a decoder of transformers, its weights as safetensors or GGUF, and its tokenizer"
@@ -103,17 +105,18 @@ def read_text_states(
         InputError: as [`open_text_encoder`].
     """
     texts = corpora.texts("content")
-    if section.name is None or not len(texts):
+    if section.name is None:
+        return None
+    if not len(texts):
+        logger.info("text encoder: not used, the data have no texts")
         return None
     encoder = open_text_encoder(section)
     assert encoder is not None
     encoder.model.to(device)
-    mark = hashlib.sha256(json.dumps(asdict(section) | {"config": encoder.model.config.to_json_string()}).encode())
-    for values in (texts.documents.values, texts.documents.lengths, texts.user, texts.item):
-        mark.update(np.ascontiguousarray(values).tobytes())
+    mark = fingerprint(encoder, corpora)
     if cache.is_file():
         with safe_open(cache, "numpy") as file:
-            if (file.metadata() or {}).get("fingerprint") == mark.hexdigest():
+            if (file.metadata() or {}).get("fingerprint") == mark:
                 return TextStates(encoder, file.get_tensor("users"), file.get_tensor("items"))
     main = [document[start:] for document, start in zip(texts.documents, texts.prompt_length, strict=True)]
     written = corpora.tokenizer.batch_decode(main, skip_special_tokens=True)
@@ -125,9 +128,18 @@ def read_text_states(
         encoder, owners_mean(read, texts.user, corpora.num_users), owners_mean(read, texts.item, corpora.num_items)
     )
     with file_written_whole(cache) as target:
-        save_file({"users": states.users, "items": states.items}, target, metadata={"fingerprint": mark.hexdigest()})
+        save_file({"users": states.users, "items": states.items}, target, metadata={"fingerprint": mark})
     logger.info("text encoder: %d texts read, %d numbers each", len(written), states.width)
     return states
+
+
+def fingerprint(encoder: TextEncoder, corpora: Corpora) -> str:
+    """What the states depend on: the encoder's weights and the corpora."""
+    mark = hashlib.sha256(corpora.info["fingerprint"].encode())
+    for name, weight in encoder.model.state_dict().items():
+        if not name.startswith("pooler."):  # drawn at random where a checkpoint has none, and not read
+            mark.update(name.encode() + weight.cpu().to(torch.bfloat16).view(torch.uint8).numpy().tobytes())
+    return mark.hexdigest()
 
 
 def owners_mean(states: np.ndarray, owners: np.ndarray, count: int) -> np.ndarray:

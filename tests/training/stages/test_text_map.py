@@ -105,6 +105,17 @@ def group_states(corpora):
     return TextStates(encoder, owners_mean(read, texts.user, USERS), owners_mean(read, texts.item, ITEMS))
 
 
+def test_what_is_usual_of_states_stays_fine_in_a_model_of_half_precision():
+    corpora = corpora_of()
+    fine, half = model_of_groups(), model_of_groups().to(torch.bfloat16)
+    for made in (fine, half):
+        fit_text_map(made, corpora, seed=0, text_states=group_states(corpora))
+    assert half.model.text_map.to_state.weight.dtype == torch.bfloat16
+    assert half.model.text_map.state_mean.dtype == torch.float32
+    assert torch.equal(half.model.text_map.state_mean, fine.model.text_map.state_mean)
+    assert torch.equal(half.model.text_map.state_spread, fine.model.text_map.state_spread)
+
+
 def test_states_are_further_inputs_of_the_ridge():
     generator = np.random.default_rng(0)
     inputs, states = csr_matrix(generator.random((12, 5))), generator.random((12, 3)).astype(np.float32)
