@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaM
 
 from configuration.errors import InputError
 from configuration.recipe import TextEncoder
+from modeling_cllm4rec.handler import EndpointHandler
 from modeling_cllm4rec.tokenization_cllm4rec import train_byte_level_bpe
 from training.data.corpora import open_corpora
 from training.finetune import finetune
@@ -80,6 +81,13 @@ def test_the_pipeline_keeps_the_encoder(read_run, tmp_path):
     rec.save_pretrained(tmp_path)
     again = pipeline("recommendation", str(tmp_path), trust_remote_code=True)
     assert_alike(again, rec)
+
+
+def test_an_endpoint_reads_with_it(read_run):
+    handler = EndpointHandler(str(read_run.model))
+    here = pipeline("recommendation", str(read_run.model), trust_remote_code=True)
+    answer = handler({"inputs": {"text": QUERY}, "parameters": {"top_k": 3}})
+    assert [entry["item"] for entry in answer] == [entry["item"] for entry in here({"text": QUERY}, top_k=3)]
 
 
 def test_a_push_sends_it_and_somebody_else_opens_it(read_run, hub):
