@@ -91,9 +91,8 @@ def finetune(
                 table.requires_grad_(False)
         towers = Towers(model, recipe.method.lambda_v, recipe.method.distillation, softmax=recipe.method.softmax)
         if accelerator.is_main_process:
-            run.text_states(
-                corpora, accelerator.device
-            )  # an encoder that cannot be had is found before hours of training
+            # Here, so that an encoder that cannot be had is found before hours of training.
+            run.text_states(corpora, accelerator.device)
         teacher = None
         if recipe.method.distillation > 0:
             with accelerator.main_process_first():  # the others open what it fitted
