@@ -30,5 +30,5 @@ def test_both_ways_are_measured_and_compared(frame, tmp_path):
     assert 0 < found["on top"]["ndcg_at_100"] < 1
     log = (tmp_path / "on-top" / "log").read_text()
     assert f"items are known from {tmp_path / 'first'}" in log
-    assert "teacher, with another run's settings" in log
+    assert "teacher: with another run's settings" in log
     assert "pretraining: 0 epochs" in log

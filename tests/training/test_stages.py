@@ -593,7 +593,7 @@ def test_fine_tuning_on_top_of_another_run_needs_no_pretraining(store_recipe, st
     again = vary(recipe, name="next")
     run = finetune(again, frame=store_frame, init_from=first.folder)
     assert progress(run, "pretrain")["epoch"] == 0
-    assert "teacher, with another run's settings" in (run.folder / "log").read_text()
+    assert "teacher: with another run's settings" in (run.folder / "log").read_text()
     results = predict(again)
     assert results["test"]["ndcg_at_100"]["value"] > 0
     with pytest.raises(InputError, match="exists already"):

@@ -216,7 +216,9 @@ def fit_again(
     reached = [float(values.mean()) if len(values) else 0.0 for values in (alone, whole)]
     blend = replace(blend, ials_validation_ndcg_at_100=reached[0], validation_ndcg_at_100=reached[1])
     teacher = replace(teacher, blend=replace(blend, scale=best_scale(teacher, compared, validation)))
-    logger.info("teacher, with another run's settings: validation NDCG@100 %.4f", reached[1])
+    logger.info(
+        "teacher: with another run's settings%s", f", validation NDCG@100 {reached[1]:.4f}" if len(compared) else ""
+    )
     return teacher
 
 
@@ -375,9 +377,11 @@ def has_texts(counts: csr_matrix, kind: str) -> bool:
 
 
 def best_scale(teacher: Teacher, users: np.ndarray, validation: csr_matrix) -> float:
-    """The inverse temperature under which the validation items are likeliest, training items left out of the softmax."""
+    """The inverse temperature under which the validation items are likeliest, training items left out of the softmax; that which the teacher
+    has where there are none, as in a refit.
+    """
     if not len(users):
-        return SCALES[0]
+        return teacher.blend.scale
     scores = torch.from_numpy(teacher.scores(users))
     seen = torch.from_numpy(teacher.train[users].toarray() > 0)
     held_out = torch.from_numpy(validation[users].toarray())
