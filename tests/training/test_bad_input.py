@@ -275,6 +275,10 @@ def test_a_truncated_gzip_file_is_refused(shop, complaint, keep):
         (["--config", "shop.yaml", "backbone.config.n_head=3"], ["backbone.config", "divisible by num_heads"]),
         (["--config", "shop.yaml", "backbone.config.n_layer=deep"], ["backbone.config", "n_layer"]),
         (["--config", "shop.yaml", "backbone.config.n_embd=-8"], ["backbone.config", "negative dimension"]),
+        (
+            ["--config", "shop.yaml", "backbone.config.n_layer=0", "method.readout=last"],
+            ["method.readout", "0 layers", "mean"],
+        ),
         ([], ["data.path is not set"]),
     ],
     ids=lambda value: " ".join(value) if not value or "=" in value[-1] or value[0] == "--config" else "",

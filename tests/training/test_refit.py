@@ -48,7 +48,8 @@ def taught(store_run, store_frame, vary, tmp_path_factory):
         json.dumps({"text_map": WEIGHTS, "user_offsets": {"teacher_share": 0.3, "text_weight": 0.4}})
     )
     blend = run.checkpoints("teacher") / "blend.json"
-    blend.write_text(json.dumps(read(blend) | {"scale": 3.0}))  # which a refit cannot choose: it has no validation pairs
+    # A refit cannot choose it: there are no validation pairs.
+    blend.write_text(json.dumps(read(blend) | {"scale": 3.0}))
     results = predict(recipe)
     anew = replace(recipe, refit=True)
     with pytest.MonkeyPatch.context() as patch:

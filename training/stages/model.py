@@ -143,9 +143,16 @@ def check_backbone(recipe: Recipe) -> None:
         InputError: naming the field.
     """
     if recipe.backbone.name is None:
-        backbone_config(recipe.backbone, 1)
+        config = backbone_config(recipe.backbone, 1)
     else:
-        load_from_backbone(AutoConfig, recipe)
+        config = load_from_backbone(AutoConfig, recipe)
+    own = getattr(config.get_text_config(), "num_hidden_layers", None)
+    layers = own if recipe.backbone.layers is None else recipe.backbone.layers
+    if layers == 0 and recipe.method.readout == "last" and recipe.method.targets != "next":
+        raise InputError(
+            "method.readout: a backbone of 0 layers does not read the history at the last token, and would recommend the same to everyone; "
+            "choose mean, or keep a layer"
+        )
     check_text_encoder(recipe.text_encoder)
 
 
