@@ -377,8 +377,9 @@ def has_texts(counts: csr_matrix, kind: str) -> bool:
 
 
 def best_scale(teacher: Teacher, users: np.ndarray, validation: csr_matrix) -> float:
-    """The inverse temperature under which the validation items are likeliest, training items left out of the softmax; that which the teacher
-    has where there are none, as in a refit.
+    """The inverse temperature under which the validation items are likeliest, training items left out of the softmax.
+
+    The teacher's own where there are none, as in a refit.
     """
     if not len(users):
         return teacher.blend.scale
