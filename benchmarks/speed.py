@@ -207,7 +207,9 @@ def until_best(name: str, folder: Path, most: float, *overrides: str, language_e
     yield paired(
         f"time until what published best reaches, {language_epochs} language epochs each", name,
         [[ours_seconds, best.seconds]], unit="s", at_most=MOST_TIME,
-        command=f"python benchmarks/speed.py --until-best --set {name}",
+        command=" ".join([
+            f"python benchmarks/speed.py --until-best --set {name} --seconds {most:g} --language-epochs {language_epochs}", *overrides
+        ]),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -363,7 +363,14 @@ class RecommendationPipeline(Pipeline):
         self._note_change()
 
     def _check_new(self, ids: Sequence[Any], known: Mapping[Any, int], kind: str) -> None:
-        twice = [raw for place, raw in enumerate(ids) if raw in ids[:place] or find(known, raw) is not None]
+        unusable = [raw for raw in ids if not isinstance(raw, (str, Real)) or isinstance(raw, bool) or raw != raw]
+        if unusable:
+            raise ValueError(f"ids of {kind}s are strings or numbers, not {listed(unusable)}")
+        twice, seen = [], set()
+        for raw in ids:
+            if raw in seen or find(known, raw) is not None:
+                twice.append(raw)
+            seen.add(raw)
         if twice:
             raise ValueError(f"{kind}s that are there already: {listed(twice)}")
 

@@ -585,6 +585,8 @@ def test_new_items_and_users_are_served_saved_and_opened_again(changing, well_re
     [
         ([{"id": "numpy", "text": "arrays"}], "there already: 'numpy'"),
         ([{"id": "x", "text": "a"}, {"id": "x", "text": "b"}], "there already: 'x'"),
+        ([{"id": ["x"], "text": "a"}], r"strings or numbers, not \['x'\]"),
+        ([{"id": True, "text": "a"}, {"id": float("nan"), "text": "b"}], "strings or numbers, not True, nan"),
         ([{"id": "x"}], "an item is"),
         ([{"text": "a"}], "an item is"),
     ],
