@@ -150,8 +150,7 @@ def check_backbone(recipe: Recipe) -> None:
     layers = own if recipe.backbone.layers is None else recipe.backbone.layers
     if layers == 0 and recipe.method.readout == "last" and recipe.method.targets != "next":
         raise InputError(
-            "method.readout: a backbone of 0 layers does not read the history at the last token, and would recommend the same to everyone; "
-            "choose mean, or keep a layer"
+            "method.readout: at the last token a backbone of 0 layers has not read the history; choose mean, or keep a layer"
         )
     check_text_encoder(recipe.text_encoder)
 
