@@ -111,7 +111,8 @@ def ridge_scores(
         best = max((Ridge.fit(inputs, outputs, ridge) for ridge in RIDGES), key=lambda fitted: judge(fitted.left_out))
         return others @ best.coefficients + best.mean
     states, new_states = read(known), read(new)
-    mean, spread = states.mean(0), states.std(0)
+    # Of some encoders a number is the same for all texts.
+    mean, spread = states.mean(0), np.maximum(states.std(0), 1e-6)
     states, new_states = ((found - mean) / spread for found in (states, new_states))
     states, new_states = (found / np.linalg.norm(found, axis=1, keepdims=True) for found in (states, new_states))
     tried = (

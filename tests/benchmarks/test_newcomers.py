@@ -25,6 +25,16 @@ def test_the_ridge_of_the_reference_reads_words_it_knows():
     assert all(left_out.shape == (12, 2) for left_out in judged)
 
 
+def test_the_reference_bears_an_encoder_one_of_whose_numbers_never_changes():
+    texts = [f"{'red' if row % 2 else 'blue'} thing of {row}" for row in range(12)]
+
+    def read(texts):
+        return np.array([[0.3, float("red" in text), float("blue" in text)] for text in texts])
+
+    scores = ridge_scores(texts, np.eye(2)[[row % 2 for row in range(12)]], ["red", "blue"], np.ptp, read)
+    assert scores.argmax(1).tolist() == [1, 0]
+
+
 def test_figures_of_the_same_draws_are_told_apart_within_a_draw(monkeypatch, tmp_path, capsys):
     def run(*words, values):
         monkeypatch.setattr(newcomers, "measure", lambda *given: iter([{"both": value} for value in values]))

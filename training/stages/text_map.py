@@ -2,8 +2,8 @@
 
 Not in the paper. A person's words lead to the state whose item scores come nearest to the person's history; an item's words lead to
 its embedding and bias. That is chosen by leave-one-out predictions, which cost nothing beside the fit. To a person's words comes what
-needs nobody's history: how near they are, by their topics, to what is written about each item. What it weighs, and what a text
-weighs beside a history, is chosen on the validation split.
+needs nobody's history: how near they are, by their topics and by what a text encoder makes of them, to what is written about each item.
+What it weighs, and what a text weighs beside a history, is chosen on the validation split.
 """
 
 import logging
@@ -172,9 +172,13 @@ def fit_text_map(
         None if user_states is None else user_states[users],
     )
     validation = split_matrix(corpora, "validation")
-    near_items = likeness(to_state, tf_idf(item_terms, rarity)[0])
-    user_map, topic_weight = with_topics(
-        of_users[0], spoken, near_items, head, (train, validation), users,
+    near_items: list[tuple[csr_matrix | np.ndarray, np.ndarray]] = [
+        (spoken, likeness(to_state, tf_idf(item_terms, rarity)[0]))
+    ]
+    if user_states is not None:
+        near_items.append((user_states[users], to_state @ item_states))
+    user_map, topic_weight = with_nearness(
+        of_users[0], near_items, head, (train, validation), users,
         None if chosen is None else chosen["user_topic_weight"],
     )  # fmt: skip
     scale = best_scale(user_map.left_out @ head.T, bias - head @ (to_state @ bias), train[users])
@@ -232,10 +236,9 @@ def fit_text_map(
     return fitted
 
 
-def with_topics(
+def with_nearness(
     ridge: Ridge,
-    inputs: csr_matrix,
-    added: np.ndarray,
+    added: Sequence[tuple[csr_matrix | np.ndarray, np.ndarray]],
     head: np.ndarray,
     splits: tuple[csr_matrix, csr_matrix],
     users: np.ndarray,
@@ -245,17 +248,22 @@ def with_topics(
 
     Args:
         ridge: The regression.
-        inputs: TF-IDF of its rows, `(rows, terms)`.
-        added: From terms to what is added to a state, `(width, terms)`.
+        added: Its inputs `(rows, k)`, part by part, and from each of them to what is added to a state, `(width, k)`.
         head: The item head's rows, `(items, width)`.
         splits: Training and validation pairs, `(num_users, items)` each.
         users: Of the rows.
-        weight: Where it is not to be chosen. Of weight 1 its scores spread as widely as those of the regression.
+        weight: Where it is not to be chosen. Of weight 1 the scores of each part spread as widely as those of the regression.
     """
-    more = np.asarray(inputs @ added.T, np.float32)
-    own, others = (float((states[:1024] @ head.T).std()) for states in (ridge.left_out, more))
-    added = own / max(others, 1e-12) * added
-    more *= own / max(others, 1e-12)
+
+    def spread(states: np.ndarray) -> float:
+        return float((states[:1024] @ head.T).std())
+
+    more, coefficients = np.zeros_like(ridge.left_out), []
+    for inputs, to_state in added:
+        of_part = np.asarray(inputs @ to_state.T, np.float32)
+        times = spread(ridge.left_out) / max(spread(of_part), 1e-12)
+        more += times * of_part
+        coefficients.append(times * to_state.T)
     train, validation = (csr_matrix(split[users]) for split in splits)
     judged = np.flatnonzero(np.diff(validation.indptr))[:COMPARED_USERS]
     if weight is None:
@@ -266,9 +274,8 @@ def with_topics(
                 lambda choice: ((ridge.left_out + choice * more)[judged], head, bias),
                 TOPIC_WEIGHTS, train, validation, judged,
             )[0]  # fmt: skip
-    coefficients = ridge.coefficients.copy()
-    coefficients[: inputs.shape[1]] += weight * added.T
-    return replace(ridge, coefficients=coefficients, left_out=ridge.left_out + weight * more), weight
+    both = ridge.coefficients + weight * np.concatenate(coefficients)
+    return replace(ridge, coefficients=both, left_out=ridge.left_out + weight * more), weight
 
 
 def likeness(outputs: np.ndarray, vectors: csr_matrix) -> np.ndarray:

@@ -148,27 +148,48 @@ def test_words_that_are_near_those_about_items_need_nobodys_history(kinds, monke
     assert best[text_map.TOPIC_WEIGHTS] >= 0.8 > best[(0.0,)]
 
 
-def with_nearness(weight, validation=None):
-    """A regression of three rows on four terms, and nearness that says the opposite."""
-    inputs = csr_matrix(np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0.6, 0.8, 0]], np.float32))
-    ridge = Ridge.fit(inputs, np.array([[1.0, -1.0], [-1.0, 1.0], [-1.0, 1.0]]), 0.5)
-    added = np.array([[-3.0, 3.0, 3.0, 0.0], [3.0, -3.0, -3.0, 0.0]], np.float32)
+@pytest.mark.parametrize("kinds", [("user", "item"), ("item",)])
+def test_texts_that_are_read_alike_are_near_whatever_their_words(kinds, monkeypatch):
+    nearness_alone(monkeypatch)
+    monkeypatch.setattr(text_map, "STATE_WEIGHTS", (0.0,))
+    monkeypatch.setattr(text_map, "TOPIC_WEIGHTS", (1.0,))
+    right = {}
+    for reads in (False, True):
+        made, corpora = model_of_groups(), corpora_of(kinds)
+        fit_text_map(made, corpora, seed=0, text_states=group_states(corpora) if reads else None)
+        items = made.recommend(texts=[sentence(15, 16, 17), sentence(35, 36, 37)], k=5).items
+        right[reads] = (GROUP_OF_ITEM[items] == [[0], [1]]).mean()
+    assert right[False] < 0.8
+    assert right[True] >= 0.9
+
+
+def with_nearness(weight, validation=None, states=False):
+    """A regression of three rows on four terms, and nearness that says the opposite; where it reads states, of them, too."""
+    terms = csr_matrix(np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0.6, 0.8, 0]], np.float32))
+    read = np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32) if states else None
+    outputs = np.array([[1.0, -1.0], [-1.0, 1.0], [-1.0, 1.0]])
+    ridge = Ridge.fit(terms, outputs, 0.5, read, 0.25)
+    added = [(terms, np.array([[-3.0, 3.0, 3.0, 0.0], [3.0, -3.0, -3.0, 0.0]], np.float32))]
+    if read is not None:
+        added.append((read, np.array([[-7.0, 5.0], [7.0, -5.0]], np.float32)))
     train = csr_matrix((3, 2), dtype=np.float32)
     validation = train if validation is None else csr_matrix(np.array(validation, np.float32))
     head = np.eye(2, dtype=np.float32)
-    made, weight = text_map.with_topics(ridge, inputs, added, head, (train, validation), np.arange(3), weight)
-    return ridge, inputs.toarray(), added, made, weight
+    made, weight = text_map.with_nearness(ridge, added, head, (train, validation), np.arange(3), weight)
+    return ridge, added, made, weight
 
 
-def test_nearness_spreads_as_widely_as_the_regression_times_its_weight():
-    ridge, inputs, added, made, _ = with_nearness(0.5)
-    more = inputs @ added.T
-    np.testing.assert_allclose(
-        made.left_out - ridge.left_out, 0.5 * ridge.left_out.std() / more.std() * more, rtol=1e-4
-    )
+@pytest.mark.parametrize("states", [False, True])
+def test_nearness_spreads_as_widely_as_the_regression_times_its_weight(states):
+    ridge, added, made, _ = with_nearness(0.5, states=states)
+    parts = [inputs @ to_state.T for inputs, to_state in added]
+    more = sum(ridge.left_out.std() / part.std() * part for part in parts)
+    np.testing.assert_allclose(made.left_out - ridge.left_out, 0.5 * more, rtol=1e-4)
     # What the coefficients say of the rows themselves is the regression and the nearness.
-    difference = inputs @ made.coefficients + made.mean - (inputs @ ridge.coefficients + ridge.mean)
+    inputs = np.concatenate([csr_matrix(inputs).toarray() for inputs, _ in added], 1)
+    difference = inputs @ (made.coefficients - ridge.coefficients)
     np.testing.assert_allclose(difference, made.left_out - ridge.left_out, rtol=1e-4, atol=1e-6)
+    assert len(made.coefficients) == inputs.shape[1]
 
 
 def test_the_weight_of_nearness_is_what_validation_likes():
