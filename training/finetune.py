@@ -116,6 +116,7 @@ def finetune(
             validate=None if recipe.refit else Validation(model, corpora, recipe, accelerator),
             resume=resume,
             stop_after=None if chosen is None else chosen.best_epoch("finetune"),
+            planned=None if chosen is None else chosen.planned("finetune"),
         )
         if accelerator.is_main_process:
             best = run.checkpoints("finetune") / "best" if progress.epoch else start

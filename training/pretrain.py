@@ -117,11 +117,13 @@ def pretrain(
             validate=None if recipe.refit else Validation(model, corpora, recipe, accelerator),
             resume=resume,
             stop_after=None if chosen is None else len(chosen.epochs("pretrain")),
+            planned=None if chosen is None else chosen.planned("pretrain"),
         )
         save_weights(accelerator, towers, run.checkpoints("pretrain") / "final")
         if accelerator.is_main_process:
             run.note_stage("pretrain", progress, time.perf_counter() - started)
             logger.info("pretraining: %d epochs in %.0f s", progress.epoch, time.perf_counter() - started)
+        accelerator.wait_for_everyone()  # fine-tuning looks for what the main process has written
     return run
 
 

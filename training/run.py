@@ -12,11 +12,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
 from configuration.errors import InputError
@@ -77,7 +78,7 @@ class Run:
         if not ((run.folder / "results.json").is_file() and run.choices.is_file()):
             raise InputError(
                 f"refit: it follows what {run.folder} chose on validation, but no finished run is there; run training/pretrain.py, "
-                "finetune.py and predict.py of the same recipe first, without --refit (--overwrite if an earlier version ran them)"
+                "finetune.py and predict.py of the same recipe first, with refit=false (--overwrite if an earlier version ran them)"
             )
         for stage in ("pretrain", "finetune"):
             run.check_checkpoint(stage, open_corpora(run.corpora).fingerprint_with(run.recipe))
@@ -91,8 +92,9 @@ class Run:
         """
         chosen = self.chosen()
         theirs = None if chosen is None or not chosen.start.is_file() else json.loads(chosen.start.read_text("utf-8"))
-        if chosen is not None and (theirs is None) != (init_from is None):
-            remedy = "leave --init-from out" if theirs is None else f"add --init-from {theirs['init_from']}"
+        wanted = None if theirs is None else Path(theirs["init_from"]).resolve()
+        if chosen is not None and wanted != (None if init_from is None else Path(init_from).resolve()):
+            remedy = "leave --init-from out" if theirs is None else f"give --init-from {theirs['init_from']}"
             raise InputError(f"refit: it starts as {chosen.folder} did, which it follows; {remedy}")
 
     @property
@@ -194,6 +196,11 @@ class Run:
         path = self.checkpoints(stage) / "progress.json"
         return int(json.loads(path.read_text(encoding="utf-8"))["best_epoch"]) if path.is_file() else 0
 
+    def planned(self, stage: str) -> int | None:
+        """Epochs of a stage's schedule, fewer than the recipe's where that many would read too much; None where an earlier version ran it."""
+        path = self.checkpoints(stage) / "progress.json"
+        return json.loads(path.read_text(encoding="utf-8")).get("planned") or None
+
     def epochs(self, stage: str) -> list[dict[str, Any]]:
         """The record of each epoch of a stage."""
         path = self.checkpoints(stage) / "progress.json"
@@ -261,15 +268,20 @@ def make_accelerator(recipe: Recipe, stage: Stage | None, folder: Path) -> Accel
     precision = "no" if stage is None else stage.mixed_precision
     if precision == "auto":
         precision = "bf16" if computes_in_bf16("cpu" if on_cpu else "cuda") else "no"
-    # A notebook runs one stage after the other; Accelerate would keep the precision of the first one for good.
-    AcceleratorState._reset_state()
+    # One process runs one stage after the other (a notebook, --init-from): Accelerate would keep the precision of the first one for
+    # good, and hold processes for connected whose group the end of the first one took down.
+    AcceleratorState._reset_state(reset_partial_state=True)
     try:
         return Accelerator(
             cpu=on_cpu,
             mixed_precision=precision,
             log_with=recipe.tracker if stage is not None and recipe.tracker != "none" else None,
             project_dir=str(folder),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=True),
+                # The others wait while one process reads the data and fits the teacher; torch's patience is minutes.
+                InitProcessGroupKwargs(timeout=timedelta(days=1)),
+            ],
         )
     except (ValueError, ImportError) as error:
         raise InputError(

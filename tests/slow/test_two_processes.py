@@ -133,3 +133,13 @@ def test_a_run_is_resumed_by_another_number_of_processes_to_the_same_weights(run
     ]
     assert weights[0].keys() == weights[1].keys()
     assert max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0]) < 1e-5
+
+
+def test_two_processes_train_on_top_of_another_run_as_one_does(runs, in_process, python):
+    weights = []
+    for (launcher, environment), name in ((ONE, "top-one"), (TWO, "top-two")):
+        words = ["--config", runs[0] / "shop.yaml", "--init-from", runs[0] / "runs/shop", f"name={name}"]
+        in_process(python, *launcher, "training/finetune.py", *words, **environment)
+        weights.append(load_file(runs[0] / "runs" / name / "model" / "model.safetensors"))
+    assert weights[0].keys() == weights[1].keys()
+    assert max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0]) < 1e-5

@@ -32,11 +32,16 @@ def read(path):
 
 @pytest.fixture(scope="module")
 def taught(store_run, store_frame, vary, tmp_path_factory):
-    """A run with a teacher, a text map and offsets, of which three epochs of fine-tuning were the best of four; and its refit."""
+    """A run with a teacher, a text map and offsets, of which three epochs of fine-tuning were the best of four; and its refit.
+
+    It pretrains for two epochs of five, since five would read too much; of all pairs together two would, too.
+    """
+    documents = len(open_corpora(store_run.run.corpora).texts("content"))
     recipe = vary(
         store_run.recipe,
         output_dir=str(tmp_path_factory.mktemp("taught")),
         method={"distillation": 0.5, "teacher": "blend", "initialisation": "ials"},
+        pretrain={"epochs": 5, "max_documents": 2 * documents},
         finetune={"epochs": 4},
         evaluation={"baselines": []},
     )
@@ -141,7 +146,7 @@ def test_a_refit_waits_for_a_finished_run(taught, tmp_path):
     lonely = replace(taught.anew, output_dir=str(tmp_path))
     for stage in (pretrain, finetune, predict):
         with pytest.raises(
-            InputError, match=r"store chose on validation, but no finished run is there.*without --refit"
+            InputError, match=r"store chose on validation, but no finished run is there.*with refit=false"
         ):
             stage(lonely)
     shutil.copytree(taught.run.folder, tmp_path / "store")
@@ -162,8 +167,9 @@ def test_it_has_to_start_where_the_run_before_it_did(taught, store_run, store_fr
     begun = replace(taught.recipe, output_dir=str(tmp_path))
     shutil.copytree(taught.run.folder, tmp_path / "store")
     Run.of(begun).start.write_text(json.dumps({"init_from": "runs/older"}))
-    with pytest.raises(InputError, match="add --init-from runs/older"):
-        pretrain(replace(begun, refit=True), frame=store_frame)
+    for other in (None, store_run.folder):
+        with pytest.raises(InputError, match="give --init-from runs/older"):
+            pretrain(replace(begun, refit=True), frame=store_frame, init_from=other)
 
 
 def test_a_run_names_the_run_that_it_started_from(taught, store_run, store_frame, tmp_path):

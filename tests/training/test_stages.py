@@ -529,8 +529,18 @@ def test_the_same_seed_gives_the_same_weights_and_figures_and_another_others(
 # Starting from another run
 
 
-def start_from(recipe, frame, other, vary):
-    return pretrain(vary(recipe, name="next", pretrain={"epochs": 0}), frame=frame, init_from=other)
+def split_as(frame, folder):
+    """The frame with the split of an earlier run; pairs that it does not know are trained on."""
+    corpora = open_corpora(folder / "corpora")
+    users, items = ([row["id"] for row in rows] for rows in (corpora.users(), corpora.items()))
+    known = {(users[row["user"]], items[row["item"]]): row["split"] for row in corpora.interactions().to_pylist()}
+    pairs = zip(frame["user"], frame["item"], strict=True)
+    return frame.assign(split=[known.get(pair, "train") for pair in pairs])
+
+
+def start_from(recipe, frame, other, vary, split="given"):
+    recipe = vary(recipe, name="next", pretrain={"epochs": 0}, data={"split": split})
+    return pretrain(recipe, frame=split_as(frame, other), init_from=other)
 
 
 def test_rows_are_copied_by_raw_id_also_where_users_and_items_differ(store_recipe, store_run, store_frame, vary):
@@ -582,15 +592,45 @@ def test_a_start_that_does_not_fit_is_refused_and_leaves_nothing(
 ):
     frame = store_frame if changes else store_frame.assign(item=store_frame["item"] + " b")
     with pytest.raises(InputError, match=complaint):
-        start_from(vary(store_recipe, **changes), frame, store_run.folder, vary)
+        start_from(vary(store_recipe, **changes), frame, store_run.folder, vary, "given" if changes else "random")
     assert names(Path(store_recipe.output_dir)) == []
+
+
+@pytest.mark.parametrize("held_out", ["validation", "test"])
+def test_a_start_from_a_run_that_was_trained_on_what_is_held_out_is_refused(
+    store_recipe, store_run, store_frame, vary, held_out
+):
+    frame = split_as(store_frame, store_run.folder)
+    of_one = frame.index[(frame["user"] == frame["user"].iloc[0]) & (frame["split"] == "train")]
+    frame.loc[of_one[:2], "split"] = held_out
+    recipe = vary(store_recipe, name="next", data={"split": "given"})
+    counts = {"validation": 0, "test": 0, held_out: 2}
+    complaint = (
+        rf"trained on {counts['validation']} of this run's validation pairs and {counts['test']} of its test pairs"
+    )
+    with pytest.raises(InputError, match=complaint):
+        pretrain(recipe, frame=frame, init_from=store_run.folder)
+    assert names(Path(store_recipe.output_dir)) == []
+
+
+def test_a_random_split_of_newer_data_is_refused_and_one_by_time_is_not(store_recipe, store_frame, vary):
+    newer = store_frame["user"] == "person 07"
+    for split in ("random", "leave_last_out"):
+        first = trained(vary(store_recipe, name=split, data={"split": split}), store_frame[~newer])
+        recipe = vary(store_recipe, name=f"next-{split}", data={"split": split})
+        if split == "random":
+            with pytest.raises(InputError, match=r"data\.split=random\).*data\.split=leave_last_out"):
+                pretrain(recipe, frame=store_frame, init_from=first.folder)
+        else:
+            assert pretrain(recipe, frame=store_frame, init_from=first.folder).folder.is_dir()
 
 
 def test_fine_tuning_on_top_of_another_run_needs_no_pretraining(store_recipe, store_frame, vary):
     method = {"initialisation": "ials", "distillation": 0.5, "teacher": "blend"}
     recipe = vary(store_recipe, method=method)
     first = trained(recipe, store_frame[store_frame["user"] != "person 07"])
-    again = vary(recipe, name="next")
+    again = vary(recipe, name="next", data={"split": "given"})
+    store_frame = split_as(store_frame, first.folder)
     run = finetune(again, frame=store_frame, init_from=first.folder)
     assert progress(run, "pretrain")["epoch"] == 0
     assert "teacher: with another run's settings" in (run.folder / "log").read_text()

@@ -53,9 +53,14 @@ class Objective:
 
 @dataclass
 class Progress:
-    """How far a stage has come; kept as JSON beside each checkpoint."""
+    """How far a stage has come; kept as JSON beside each checkpoint.
+
+    Attributes:
+        planned: Epochs of the learning rate's schedule.
+    """
 
     fingerprint: str
+    planned: int = 0
     epoch: int = 0
     step: int = 0
     best_epoch: int = 0
@@ -81,6 +86,7 @@ def train(
     validate: Callable[[], dict[str, float]] | None,
     resume: bool = False,
     stop_after: int | None = None,
+    planned: int | None = None,
 ) -> Progress:
     """Train the objectives in alternating epochs.
 
@@ -96,6 +102,7 @@ def train(
             the last epoch counts as the best.
         resume: Continue after the last whole epoch in `folder`, to the same numbers as without the break.
         stop_after: Epochs that are trained of the stage's schedule; None: all, or until there is no gain any more.
+        planned: Epochs of that schedule; None: as the stage says.
 
     Returns:
         The progress, with a record per epoch.
@@ -109,7 +116,7 @@ def train(
             getattr(towers.base, "activation_checkpointing_enable", None) or towers.base.gradient_checkpointing_enable
         )
         enable()
-    stage = replace(stage, epochs=epochs_of(stage, objectives))
+    stage = replace(stage, epochs=planned or epochs_of(stage, objectives))
     choose_sparse_tables(towers, accelerator, sampled=towers.softmax == "sampled")
     optimizer = RowwiseAdamW(parameter_groups(towers, stage), betas=ADAM_BETAS)
     model, optimizer = accelerator.prepare(towers, optimizer)
@@ -121,6 +128,7 @@ def train(
     progress = Progress(fingerprint)
     if resume and (folder / "last" / "progress.json").is_file():
         progress = load_checkpoint(accelerator, folder, fingerprint)
+    progress.planned = stage.epochs
     last = stage.epochs if stop_after is None else min(stop_after, stage.epochs)
     while progress.epoch < last and not (0 < stage.patience <= progress.epochs_without_gain):
         started = time.perf_counter()
