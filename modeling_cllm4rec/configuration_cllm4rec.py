@@ -53,6 +53,8 @@ class CLLM4RecConfig(PreTrainedConfig):
         text_state_width (`int`): Width of what the text encoder, in the folder `text_encoder`, makes of a text, which the text map
             reads beside its terms; 0: it reads terms alone.
         user_offsets (`bool`): Whether there is a table of what is added to what the prompts of known users say.
+        catalogue (`str`, *optional*): Mark of the catalogue's state, where items were removed or users have come or gone since
+            training; the first line of its `users.jsonl` bears the same, so that a stale file is noticed.
         initializer_range (`float`): Standard deviation of the user and item embeddings at the start.
         format_version (`int`): Version of the saved folder's layout.
 
@@ -87,6 +89,7 @@ class CLLM4RecConfig(PreTrainedConfig):
     num_text_terms: int = 0
     text_state_width: int = 0
     user_offsets: bool = False
+    catalogue: str | None = None
     initializer_range: float = 0.02
     format_version: int = FORMAT_VERSION
     tie_word_embeddings: bool = True
@@ -134,6 +137,11 @@ class CLLM4RecConfig(PreTrainedConfig):
     def vocab_size(self) -> int:
         """N + num_users + num_items: every id below it has an embedding."""
         return self.num_words + self.num_users + self.num_items
+
+    @property
+    def tells_users_apart(self) -> bool:
+        """Whether the model knows anything of a known user beside the history: a token in the prompt, or an offset."""
+        return self.user_embeddings and (self.prompt_names_user or self.user_offsets)
 
     @property
     def hidden_size(self) -> int:

@@ -77,8 +77,8 @@ class TokenEmbeddings(nn.Embedding):
         return words  # type: ignore[return-value]
 
     def look_up_words(self, ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings of word ids only."""
-        return super().forward(ids)
+        """Embeddings of word ids only, on the device of the words."""
+        return super().forward(ids.to(self.weight.device))
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Embeddings of any ids, `(..., width)`."""
@@ -351,17 +351,23 @@ class CLLM4RecModel(CLLM4RecPreTrainedModel):
         return TokenParts(words, ~(words | items), items)
 
     def embed_parts(self, input_ids: torch.Tensor, tower: Tower = "collaborative") -> TokenParts:
-        """Embeddings of the words, of the users and of the items, each `(..., width)` and zero outside its mask."""
+        """Embeddings of the words, of the users and of the items, each `(..., width)` and zero outside its mask.
+
+        All are on the device of the words, wherever a `device_map` has put the other tables.
+        """
         masks = self.token_masks(input_ids)
         users, items = self.tables(tower)
         words = self.backbone.get_input_embeddings()
         first_user, first_item = self.config.num_words, self.config.num_words + self.config.num_users
-        of_words = words.look_up_words(input_ids * masks.words) * masks.words.unsqueeze(-1)
+        rows = words.look_up_words(input_ids * masks.words)
+        device = rows.device
+        of_words = rows * masks.words.to(device).unsqueeze(-1)
         of_users = torch.zeros_like(of_words)
         if self.config.user_embeddings:
-            of_users = users((input_ids - first_user) * masks.users) * masks.users.unsqueeze(-1)
-        of_items = items((input_ids - first_item) * masks.items) * masks.items.unsqueeze(-1)
-        return TokenParts(of_words, of_users, of_items)
+            rows = users((input_ids - first_user) * masks.users).to(device)
+            of_users = rows * masks.users.to(device).unsqueeze(-1)
+        rows = items((input_ids - first_item) * masks.items).to(device)
+        return TokenParts(of_words, of_users, rows * masks.items.to(device).unsqueeze(-1))
 
     def embed(self, input_ids: torch.Tensor, tower: Tower = "collaborative") -> torch.Tensor:
         """Input embeddings `(..., width)`: the sum of [`~CLLM4RecModel.embed_parts`] (paper sec. 3.2, eq. 1)."""
@@ -546,8 +552,9 @@ class CLLM4RecItemHeadModel(CLLM4RecPreTrainedModel):
         return self.item_head
 
     def item_logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Logits over the items `(..., num_items)` of states `(..., width)`."""
-        return F.linear(states, self.model.item_embeddings.weight, self.model.item_bias)
+        """Logits over the items `(..., num_items)` of states `(..., width)`, on the device of the item table."""
+        weight, bias = self.model.item_embeddings.weight, self.model.item_bias
+        return F.linear(states.to(weight.device), weight, None if bias is None else bias.to(weight.device))
 
 
 class CLLM4RecForCollaborativeLM(CLLM4RecItemHeadModel):
@@ -660,25 +667,33 @@ class CLLM4RecForRecommendation(CLLM4RecItemHeadModel, RankingMixin):
         attention_mask: torch.Tensor | None = None,
         document_lengths: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        """One vector per prompt, `(batch, width)`: the last token's state, or the mean over ID tokens and the last."""
+        """One vector per prompt, `(batch, width)`: the last token's state, or the mean over ID tokens and the last.
+
+        The mean is taken in float32 at least: bfloat16 counts to 256, and no further.
+        """
+        input_ids = input_ids.to(hidden.device)
+        precise = torch.promote_types(hidden.dtype, torch.float32)
         if document_lengths is not None:
             packing = Packing.of(document_lengths, input_ids.shape, hidden.device)
             states, is_last = hidden[0], packing.positions[0] == packing.counts[packing.document] - 1
             if self.config.readout == "last":
                 return states[packing.ends]
-            weights = ((input_ids[0] >= self.config.num_words) | is_last).to(states.dtype)
-            totals = torch.zeros_like(packing.counts, dtype=states.dtype).index_add_(0, packing.document, weights)
+            weights = ((input_ids[0] >= self.config.num_words) | is_last).to(precise)
+            totals = torch.zeros_like(packing.counts, dtype=precise).index_add_(0, packing.document, weights)
             weights = (weights / totals[packing.document]).unsqueeze(1)
-            pooled = torch.zeros(len(packing.lengths), states.shape[1], dtype=states.dtype, device=states.device)
-            return pooled.index_add_(0, packing.document, states * weights)
-        real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+            pooled = torch.zeros(len(packing.lengths), states.shape[1], dtype=precise, device=states.device)
+            return pooled.index_add_(0, packing.document, states * weights).to(states.dtype)
+        real = torch.ones_like(input_ids, dtype=torch.bool)
+        if attention_mask is not None:
+            real = attention_mask.to(hidden.device).bool()
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         last = (positions * real).argmax(-1)  # (batch,)
         if self.config.readout == "last":
             return hidden[torch.arange(len(hidden), device=hidden.device), last]
         chosen = (real & (input_ids >= self.config.num_words)) | (positions == last.unsqueeze(-1))
-        weights = chosen.to(hidden.dtype)
-        return torch.einsum("bl,bld->bd", weights / weights.sum(-1, keepdim=True), hidden)
+        weights = chosen.to(precise)
+        pooled = torch.einsum("bl,bld->bd", weights / weights.sum(-1, keepdim=True), hidden.to(precise))
+        return pooled.to(hidden.dtype)
 
     def multinomial_loss(
         self,

@@ -6,10 +6,12 @@ It reads `items.jsonl` beside the model and, where a folder publishes its users,
 import difflib
 import itertools
 import json
+import math
 import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from hashlib import sha256
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from transformers import Pipeline, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file, logging
 
+from .text_cllm4rec import item_text
 from .tokenization_cllm4rec import resize_id_words
 
 logger = logging.get_logger(__name__)
@@ -51,7 +54,8 @@ class RecommendationPipeline(Pipeline):
     `top_k`, `candidates`, `exclude`, `exclude_seen` and `batch_size` may be given here and at each call.
 
     `explain` says what carried an item; `add_items`, `add_users`, `remove_items` and `remove_users` change the catalogue without
-    training, and `save_pretrained` or `push_to_hub` keeps the change.
+    training, and `save_pretrained` or `push_to_hub` keeps the change; the records of users who came by a path are written to
+    a path, by `save_pretrained(folder, users=path)`.
 
     Returns:
         Per input a list of `{"item": raw id, "title": str, "score": float, "rank": int}`, best first, rank 1; scores are
@@ -87,7 +91,7 @@ class RecommendationPipeline(Pipeline):
             raise ValueError(f"no items.jsonl beside the model {model.name_or_path!r}; give items=path")
         self.items_file, self.publishes_users = items_file, users is None
         self.users_file = Path(users) if users else None if items else file_beside(model, "users.jsonl")
-        self.is_changed = False
+        self.is_changed = self.users_changed = False
         self.item_ids: list[Any] = []
         self.titles: list[str] = []
         for record in read_records(self.items_file):
@@ -100,17 +104,33 @@ class RecommendationPipeline(Pipeline):
 
     @cached_property
     def users(self) -> tuple[dict[Any, int], list[array]]:
-        """Raw id to index, and the training history of each user; read when the first user is asked for."""
+        """Raw id to index, and the training history of each user; read when the first user is asked for.
+
+        Raises:
+            ValueError: if the file is not the model's, or of another state of its catalogue.
+        """
         assert self.users_file is not None
         ids: list[Any] = []
         histories = []
         self.untrained: set[int] = set()
+        config = self.model.config
         for place, record in enumerate(read_records(self.users_file)):
+            if place == 0 and record.get("catalogue") != config.catalogue:
+                raise ValueError(
+                    f"{self.users_file} is of another state of the catalogue than the model: items or users have come or gone "
+                    "between them; take the file that save_pretrained(folder, users=path) wrote with this model"
+                )
             ids.append(record["id"])
-            histories.append(array("i", record.get("history") or ()))
+            history = array("i", record.get("history") or ())
+            if history and not 0 <= min(history) <= max(history) < config.num_items:
+                raise ValueError(
+                    f"{self.users_file}, line {place + 1}: the history has an item outside [0, {config.num_items}); take the "
+                    "file of this model"
+                )
+            histories.append(history)
             if record.get("untrained"):
                 self.untrained.add(place)
-        return index_of(ids, self.users_file, self.model.config.num_users, "users"), histories
+        return index_of(ids, self.users_file, config.num_users, "users"), histories
 
     @cached_property
     def item_records(self) -> list[dict[str, Any]]:
@@ -181,7 +201,7 @@ class RecommendationPipeline(Pipeline):
             raise ValueError(f"text is {text!r}; it is a sentence")
         user, trained = (None, ()) if raw_user is None else self._find_user(raw_user)
         history = trained if raw_history is None else self._known_history(raw_history)
-        if not self.model.config.user_embeddings or (user is not None and user in self.untrained):
+        if not self.model.config.tells_users_apart or (user is not None and user in self.untrained):
             user = None  # known by the history alone
         if user is None and not history and text is None:
             logger.warning("The history is empty: this is what the model recommends to nobody in particular.")
@@ -202,19 +222,45 @@ class RecommendationPipeline(Pipeline):
             if item >= 0
         ]
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Save all that [`pipeline`] opens: model, tokenizer, code and items, and the users where the folder had them."""
+    def save_pretrained(self, save_directory: str | Path, *, users: str | Path | None = None, **kwargs: Any) -> None:
+        """Save all that [`pipeline`] opens: model, tokenizer, code and items, and the users where the folder had them.
+
+        Args:
+            save_directory: The folder.
+            users: Path that the records of users are written to, for `pipeline(…, users=path)`; it may be the one they came
+                from. It is needed where they came by a path and items were removed, or users have come or gone.
+            kwargs: Passed to transformers.
+
+        Raises:
+            ValueError: if `users` is needed and not given, or given to a pipeline that knows no users; before anything is written.
+        """
+        if users is None:
+            self._check_users_are_kept()
+        else:
+            users_file, records = Path(users), self._marked_users()
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         custom_object_save(self, folder)
         copies = {"items.jsonl": self.items_file, "users.jsonl": self.users_file if self.publishes_users else None}
-        changed = {"items.jsonl": "item_records", "users.jsonl": "user_records"}
         for name, file in copies.items():
             if file is not None and self.is_changed:
-                write_records(folder / name, getattr(self, changed[name]))
+                write_records(folder / name, self.item_records if name == "items.jsonl" else self._marked_users())
             elif file is not None and file.resolve() != (folder / name).resolve():
                 shutil.copyfile(file, folder / name)
         super().save_pretrained(save_directory, **kwargs)
+        if users is not None:  # last: where the model could not be written, the file it needs is still what it was
+            users_file.parent.mkdir(parents=True, exist_ok=True)
+            write_records(users_file, records)
+            self.users_changed = False
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; records of users who came by a path are not pushed.
+
+        Raises:
+            ValueError: if they have changed and were not saved, before a repo is made.
+        """
+        self._check_users_are_kept()
+        return super().push_to_hub(*args, **kwargs)
 
     def explain(self, person: Any, item: Any, *, top_k: int = 3) -> dict[str, Any] | list[dict[str, Any]]:
         """Say what carried an item for a person: by leaving each item of the history out, and by the words of the item's text.
@@ -258,7 +304,7 @@ class RecommendationPipeline(Pipeline):
                         for one, effect in carried
                         if effect > 0
                     ],
-                    "words": self._words_for(self.item_records[index].get("text") or "", state[0])[:top_k],
+                    "words": self._words_for(self._item_text(self.item_records[index]), state[0])[:top_k],
                 }
             )
         return found if isinstance(item, list) else found[0]
@@ -267,22 +313,26 @@ class RecommendationPipeline(Pipeline):
         """Take items into the catalogue that have nothing but a text: they are recommended from now on, without training.
 
         Args:
-            items: `{"id", "title" (optional), "text"}` each; of a data frame, `frame.to_dict("records")`.
+            items: `{"id", "title" (optional), "text"}` each; of a data frame, `frame.to_dict("records")`. Title and text are
+                read together, as in training.
 
         Raises:
             ValueError: naming what is missing or there already, before anything is changed.
         """
-        records = [dict(item) for item in items]
+        records = [{"title": None} | dict(item) for item in items]
         for record in records:
             if record.get("id") is None or not isinstance(record.get("text"), str):
                 raise ValueError(f'an item is {{"id": raw id, "title": "…", "text": "…"}}, not {record!r}')
+            record["id"] = plain_id(record["id"])
+            if not isinstance(record["title"], str):  # of a data frame, NaN
+                record["title"] = None
         self._check_new([record["id"] for record in records], self.item_index, "item")
         known = self.item_records
-        indices = self.model.add_items([record["text"] for record in records])
+        indices = self.model.add_items([self._item_text(record) for record in records])
         for index, record in zip(indices, records, strict=True):
-            known.append({"id": record["id"], "title": record.get("title"), "text": record["text"], "popularity": 0})
+            known.append({"id": record["id"], "title": record["title"], "text": record["text"], "popularity": 0})
             self.item_ids.append(record["id"])
-            self.titles.append(record.get("title") or "")
+            self.titles.append(record["title"] or "")
             self.item_index[record["id"]] = index
         self._note_change()
 
@@ -301,17 +351,19 @@ class RecommendationPipeline(Pipeline):
         for record in records:
             if record.get("id") is None:
                 raise ValueError(f'a user is {{"id": raw id, "history": [raw item ids]}}, not {record!r}')
+            record["id"] = plain_id(record["id"])
         known = self.user_records
         index, all_histories = self.users
         self._check_new([record["id"] for record in records], index, "user")
-        histories = [self._known_history(record.get("history") or ()) for record in records]
+        given = [record.get("history") for record in records]
+        histories = [() if history is None else self._known_history(history) for history in given]
         indices = self.model.add_users(len(records))
         for place, record, history in zip(indices, records, histories, strict=True):
             known.append({"id": record["id"], "history": list(history), "untrained": True})
             self.untrained.add(place)
             index[record["id"]] = place
             all_histories.append(array("i", history))
-        self._note_change()
+        self._note_change("users added", indices)
 
     def remove_items(self, items: Iterable[Any]) -> None:
         """Take items out of the catalogue and out of all histories; nothing of them stays.
@@ -336,7 +388,7 @@ class RecommendationPipeline(Pipeline):
         for place, record in enumerate(users):
             kept = [moved[item] for item in record.get("history") or () if moved[item] >= 0]
             record["history"], histories[place] = kept, array("i", kept)
-        self._note_change()
+        self._note_change("items removed", gone)
 
     def remove_users(self, users: Iterable[Any]) -> None:
         """Forget people: their rows in every table, their ids, texts and histories; the others stay where they are.
@@ -360,10 +412,16 @@ class RecommendationPipeline(Pipeline):
             index.pop(records[place]["id"], None)
             records[place] = {"id": None, "history": []}
             histories[place] = array("i")
-        self._note_change()
+        self._note_change("users removed", places)
 
     def _check_new(self, ids: Sequence[Any], known: Mapping[Any, int], kind: str) -> None:
-        unusable = [raw for raw in ids if not isinstance(raw, (str, Real)) or isinstance(raw, bool) or raw != raw]
+        unusable = [
+            raw
+            for raw in ids
+            if not isinstance(raw, (str, int, float))
+            or isinstance(raw, bool)
+            or (isinstance(raw, float) and not math.isfinite(raw))
+        ]
         if unusable:
             raise ValueError(f"ids of {kind}s are strings or numbers, not {listed(unusable)}")
         twice, seen = [], set()
@@ -374,12 +432,39 @@ class RecommendationPipeline(Pipeline):
         if twice:
             raise ValueError(f"{kind}s that are there already: {listed(twice)}")
 
-    def _note_change(self) -> None:
-        """Let the tokenizer follow, and remember to write the records anew."""
+    def _note_change(self, change: str = "", places: Iterable[int] = ()) -> None:
+        """Let the tokenizer follow, remember to write the records anew, and mark the catalogue where the users' records follow.
+
+        The same changes of the same model give the same mark, so that they can be made where the users' file is, and where it is not.
+
+        Args:
+            change: What was done to the records of users, if anything.
+            places: Indices of the items or users.
+        """
         self.is_changed = True
+        config, changed = self.model.config, sorted(set(places))
+        if changed:
+            state = json.dumps([config.catalogue, change, changed, self.item_ids])
+            config.catalogue = sha256(state.encode()).hexdigest()[:16]
+            self.users_changed = self.users_file is not None
         if self.tokenizer is not None:
-            config = self.model.config
             self.tokenizer = resize_id_words(self.tokenizer, num_users=config.num_users, num_items=config.num_items)
+
+    def _marked_users(self) -> list[dict[str, Any]]:
+        """The users' records, the first of them with the mark of the catalogue, where it has one."""
+        first, *others = self.user_records
+        mark = self.model.config.catalogue
+        return [first if mark is None else first | {"catalogue": mark}, *others]
+
+    def _check_users_are_kept(self) -> None:
+        if self.users_changed and not self.publishes_users:
+            raise ValueError(
+                f"the users of {self.users_file} have changed, and their records would be lost; give the path to write them to, "
+                "save_pretrained(folder, users=PATH)"
+            )
+
+    def _item_text(self, record: Mapping[str, Any]) -> str:
+        return item_text(record["id"], record.get("title"), record.get("text"))
 
     def _words_for(self, text: str, state: Any) -> list[dict[str, Any]]:
         """The words of an item's text that add to its logit in this state, the strongest first."""
@@ -438,10 +523,14 @@ def file_beside(model: PreTrainedModel, name: str) -> Path | None:
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write a line per record under a temporary name, then rename."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
@@ -487,6 +576,15 @@ def index_of(ids: Sequence[Any], path: Path, count: int, kind: str) -> dict[Any,
             f"{path} has {len(ids)} lines with {len(index)} different ids, but the model has {count} {kind}; take the file of this model"
         )
     return index
+
+
+def plain_id(raw: Any) -> Any:
+    """A raw id as JSON carries it: whole numbers of any kind as int, others as float where that keeps their value."""
+    if isinstance(raw, bool) or not isinstance(raw, Real):
+        return raw
+    if isinstance(raw, Integral):
+        return int(raw)
+    return float(raw) if float(raw) == raw else raw
 
 
 def find(index: Mapping[Any, int], raw: Any) -> int | None:

@@ -1,6 +1,6 @@
 """From people to their best items: prompts, states, rankings and explanations, as methods of the recommendation model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,14 +58,15 @@ class RankingMixin:
             `input_ids` and `attention_mask` of shape `(batch, length)`, padded on the right, on the model's device.
 
         Raises:
-            ValueError: if neither is given, their lengths differ, a user is given to a model without user embeddings, or without
-                a history to a model whose prompts name nobody, or the configuration holds no prompt.
+            ValueError: if neither is given or one is empty, their lengths differ, a user is given to a model without user
+                embeddings, or the configuration holds no prompt.
             IndexError: naming an index outside the catalogue or the users.
         """
         if self.config.prompt_ids is None:
             raise ValueError("config.prompt_ids is not set: it holds the word ids of the prompt; training writes it")
         if histories is None and users is None:
             raise ValueError("give histories, users or both")
+        histories, users = one_each("histories", histories), one_each("users", users)
         if histories is None:
             histories = [()] * len(users or ())
         users = [None] * len(histories) if users is None else users
@@ -84,8 +85,6 @@ class RankingMixin:
             ):
                 if index is not None and not 0 <= index < size:
                     raise IndexError(f"{name} {index} is outside [0, {size})")
-            if user is not None and not (items or self.config.prompt_names_user):
-                raise ValueError(f"user {user} has no history: the prompts of this model name nobody, give one")
             someone = [] if user is None or not self.config.prompt_names_user else [first_user + int(user)]
             prompt = someone + parts["history"] + [first_item + item for item in items]
             if parts["recommend"]:
@@ -119,11 +118,14 @@ class RankingMixin:
 
         Raises:
             ValueError, IndexError: as [`~CLLM4RecForRecommendation.prepare_prompts`]; ValueError also where there are texts but
-                the model has no text map.
+                the model has no text map, or where tables that are read here are offloaded.
         """
-        count = len(next((given for given in (histories, users, texts) if given is not None), ()))
+        self.check_tables_are_here()
+        histories, users, texts = (
+            one_each(name, given) for name, given in (("histories", histories), ("users", users), ("texts", texts))
+        )
         if histories is None and users is None and texts is not None:
-            histories = [()] * count
+            histories = [()] * len(texts)
         prompts = self.prepare_prompts(histories, users)
         hidden = self.model(**prompts, use_cache=False).last_hidden_state
         states = self.read_out(hidden, prompts["input_ids"], prompts["attention_mask"])
@@ -141,9 +143,10 @@ class RankingMixin:
         spoken = ["" if text is None else text for text in texts]
         said, nobody = text_map.states(spoken, text_states(self, spoken))  # type: ignore[arg-type]
         blended = []
+        tells_apart = self.config.tells_users_apart
         for row, text in enumerate(texts):
             known = (histories is not None and len(histories[row]) > 0) or (
-                users is not None and users[row] is not None
+                tells_apart and users is not None and users[row] is not None
             )
             if text is None:
                 blended.append(states[row])
@@ -152,6 +155,22 @@ class RankingMixin:
             else:
                 blended.append((nobody + said[row]).to(states))
         return torch.stack(blended)
+
+    def check_tables_are_here(self) -> None:
+        """Refuse to rank where weights are offloaded that are read outside of a module's forward, past Accelerate's hooks.
+
+        Raises:
+            ValueError: saying how to load the model.
+        """
+        base = self.model
+        read = [base.get_input_embeddings().weight, base.item_embeddings.weight, base.item_bias]
+        if base.text_map is not None:
+            read += base.text_map.parameters()
+        if any(weight is not None and weight.is_meta for weight in read):
+            raise ValueError(
+                "the tables of this model are offloaded by its device_map, and ranking reads them as they are; load the model "
+                "whole on one device, without device_map or with device_map={'': device}"
+            )
 
     @torch.no_grad()
     def history_effects(
@@ -228,6 +247,7 @@ class RankingMixin:
         """
         if k < 1:
             raise ValueError(f"k is {k}; at least one item is recommended")
+        histories = one_each("histories", histories)
         was_training = self.training
         self.eval()
         try:
@@ -250,3 +270,20 @@ class RankingMixin:
         best = scores.masked_fill(~allowed, -1.0).topk(min(k, self.config.num_items), dim=-1)
         shown = best.values >= 0
         return RankedItems(items=best.indices.masked_fill(~shown, -1), scores=best.values.masked_fill(~shown, 0.0))
+
+
+def one_each(name: str, given: Any) -> list[Any] | None:
+    """What is given for each person as a list, of an array or tensor its numbers; None where nothing is.
+
+    Raises:
+        ValueError: naming what is no list, or is an empty one.
+    """
+    if given is None:
+        return None
+    entries = given.tolist() if hasattr(given, "tolist") else given
+    if isinstance(entries, (str, bytes)) or not isinstance(entries, Iterable):
+        raise ValueError(f"{name} is {given!r}; it is a list with one entry for each person")
+    entries = list(entries)
+    if not entries:
+        raise ValueError(f"{name} is empty; give an entry for at least one person")
+    return entries

@@ -25,6 +25,14 @@ def words_of(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
+def item_text(raw: str | float, title: str | None, text: str | None) -> str:
+    """What is read of an item: its title, unless that is its raw id or the text begins with it, and its text."""
+    title, text = title or "", text or ""
+    if title == str(raw) or text.startswith(title):
+        return text
+    return f"{title}. {text}" if text else title
+
+
 def terms_of(words: Sequence[str]) -> list[tuple[int, tuple[int, ...]]]:
     """What is counted of a text: its words, their first five letters, and pairs of neighbours.
 

@@ -4,6 +4,7 @@ import importlib
 import warnings
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -304,14 +305,15 @@ def test_under_autocast_gradients_have_the_dtype_of_the_weights(monkeypatch):
     torch.testing.assert_close(*gradients, atol=0.1, rtol=0.05)
 
 
-def test_prompts_that_name_nobody_need_a_history(config):
+def test_prompts_that_name_nobody_hold_the_history_alone(config):
     model = make(CLLM4RecForRecommendation, config, prompt_names_user=False)
     prompts = model.prepare_prompts([[3], [3, 4]], [2, None])
     wanted = model.prepare_prompts([[3], [3, 4]])
     assert prompts["input_ids"].tolist() == wanted["input_ids"].tolist()
     assert not ((prompts["input_ids"] >= USER) & (prompts["input_ids"] < ITEM)).any()
-    with pytest.raises(ValueError, match="user 2 has no history: the prompts of this model name nobody"):
-        model.prepare_prompts(None, [2])
+    nobody = model.prepare_prompts([[]])["input_ids"]
+    assert model.prepare_prompts(None, [2])["input_ids"].tolist() == nobody.tolist()
+    torch.testing.assert_close(model.query_states([[3], []], [None, 2])[1:], model.query_states([[]]))
 
 
 def test_multinomial_likelihood(config):
@@ -541,11 +543,53 @@ def test_recommend_leaves_training_mode_as_it_was(config):
         ({"users": [5]}, IndexError, r"user 5 is outside \[0, 5\)"),
         ({"users": [0], "k": 0}, ValueError, "at least one"),
         ({"users": [0], "candidates": [7]}, IndexError, r"outside \[0, 7\)"),
+        ({"histories": []}, ValueError, "histories is empty; give an entry for at least one person"),
+        ({"users": np.array([], int)}, ValueError, "users is empty"),
+        ({"texts": []}, ValueError, "texts is empty"),
+        ({"texts": "astronomy"}, ValueError, "texts is 'astronomy'; it is a list with one entry for each person"),
+        ({"users": 3}, ValueError, "users is 3; it is a list"),
+        ({"users": torch.tensor(3)}, ValueError, r"users is tensor\(3\); it is a list"),
     ],
 )
 def test_recommend_names_what_is_wrong(config, arguments, error, message):
     with pytest.raises(error, match=message):
         make(CLLM4RecForRecommendation, config).recommend(**arguments)
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, tuple, iter])
+def test_people_are_given_in_any_kind_of_list(config, kind):
+    model = make(CLLM4RecForRecommendation, config)
+    wanted = model.recommend([[1, 2], [0, 3]], [4, 2], k=7)
+    given = model.recommend(kind([[1, 2], [0, 3]]), kind([4, 2]), k=7)
+    assert torch.equal(given.items, wanted.items)
+    assert torch.equal(model.recommend(users=kind([4, 2])).items, model.recommend(users=[4, 2]).items)
+
+
+def test_parts_meet_on_the_device_of_the_words_and_states_go_to_that_of_the_items(config):
+    # Every computer has two devices: things can go to "meta", and nothing of another device can be computed with there.
+    model = make(CLLM4RecForRecommendation, config)
+    input_ids, elsewhere = ids([USER, 10, ITEM + 1, 12]), torch.device("meta")
+    for model.config.readout in ("mean", "last"):
+        hidden = torch.zeros(1, 4, config.hidden_size, device=elsewhere)
+        for given in ({"attention_mask": torch.ones_like(input_ids)}, {"document_lengths": (3, 1)}):
+            assert model.read_out(hidden, input_ids, **given).device == elsewhere
+    words, items = model.get_input_embeddings(), model.model.item_embeddings
+    words.weight = nn.Parameter(words.weight.to(elsewhere))
+    assert {part.device for part in model.model.embed_parts(input_ids)} == {elsewhere}
+    items.weight = nn.Parameter(items.weight.to(elsewhere))
+    assert model.item_logits(torch.zeros(1, config.hidden_size)).device == elsewhere
+
+
+@pytest.mark.parametrize("name", ["item_embeddings", "item_bias", "words"])
+def test_a_model_whose_tables_are_offloaded_does_not_rank(config, name):
+    model = make(CLLM4RecForRecommendation, config)
+    if name == "item_bias":
+        model.model.item_bias = nn.Parameter(model.model.item_bias.to("meta"))
+    else:
+        table = model.get_input_embeddings() if name == "words" else model.model.item_embeddings
+        table.weight = nn.Parameter(table.weight.to("meta"))
+    with pytest.raises(ValueError, match=r"offloaded by its device_map.* load the model whole on one device"):
+        model.recommend([[1]])
 
 
 def test_no_logits_in_training_with_labels(config):

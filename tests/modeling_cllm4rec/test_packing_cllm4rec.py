@@ -148,6 +148,21 @@ def test_the_recommender_gives_the_same_packed_and_padded(readout):
     torch.testing.assert_close(one.loss, other.loss)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_mean_of_many_tokens_is_exact_in_half_precision(dtype):
+    model, lengths = make(CLLM4RecForRecommendation, readout="mean"), (2500, 3)
+    torch.manual_seed(0)
+    rows = [torch.randint(WORDS, WORDS + USERS + ITEMS, (length,)) for length in lengths]
+    states = [(torch.randn(length, 8) + 1).to(dtype) for length in lengths]
+    expected = torch.stack([each.float().mean(0) for each in states]).to(dtype)
+    found = model.read_out(torch.cat(states).unsqueeze(0), **packed(rows))
+    # What separates two neighbours in the dtype, which a sum in another order may come to.
+    tolerance = {"rtol": torch.finfo(dtype).eps, "atol": 0.0}
+    torch.testing.assert_close(found, expected, **tolerance)
+    found = model.read_out(torch.nn.utils.rnn.pad_sequence(states, batch_first=True), **padded(rows))
+    torch.testing.assert_close(found, expected, **tolerance)
+
+
 @pytest.mark.parametrize(
     ("lengths", "shape"), [((2, 3), (1, 6)), ((2, 3), (5, 1)), ((0, 5), (1, 5)), ((), (1, 3))], ids=str
 )

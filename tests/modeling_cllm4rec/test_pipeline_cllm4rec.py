@@ -3,13 +3,17 @@
 import copy
 import importlib.util
 import json
+import math
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from huggingface_hub import HfApi, snapshot_download
@@ -23,7 +27,7 @@ from modeling_cllm4rec import (
     RecommendationPipeline,
     TokenizerWithUserItemIDTokens,
 )
-from modeling_cllm4rec.pipeline_cllm4rec import LINES_AT_ONCE, read_records
+from modeling_cllm4rec.pipeline_cllm4rec import LINES_AT_ONCE, plain_id, read_records, write_records
 from modeling_cllm4rec.text_cllm4rec import TextMap, terms_of, words_of
 from modeling_cllm4rec.tokenization_cllm4rec import train_byte_level_bpe
 
@@ -326,6 +330,8 @@ def test_without_users_a_user_is_an_error_that_names_both_ways_out(folder):
         ("items.jsonl", '{"id": "numpy"}\n', r"1 lines with 1 different ids, but the model has 7 items"),
         ("items.jsonl", '{"id": "numpy"}\n' * 7, r"7 lines with 1 different ids, but the model has 7 items"),
         ("users.jsonl", '{"id": "ann"}\n', r"1 lines with 1 different ids, but the model has 4 users"),
+        ("users.jsonl", '{"id": 1}\n{"id": 2, "history": [7]}\n', r"users\.jsonl, line 2: .* outside \[0, 7\)"),
+        ("users.jsonl", '{"id": 1, "history": [3, -1]}\n', r"users\.jsonl, line 1: .* outside \[0, 7\)"),
         ("items.jsonl", None, r"no items\.jsonl beside the model .*items=path"),
     ],
 )
@@ -382,6 +388,97 @@ def test_users_given_by_path_are_not_saved(folder, tmp_path):
     assert not (tmp_path / "saved" / "users.jsonl").exists()
     for path in (tmp_path / "saved").iterdir():
         assert b"ann" not in path.read_bytes() or path.suffix in (".py", ".safetensors")
+
+
+CHANGES = {
+    "items removed": lambda rec: rec.remove_items(["scipy", "requests"]),
+    "users added": lambda rec: rec.add_users([{"id": "eve", "history": ["flask"]}]),
+    "users removed": lambda rec: rec.remove_users(["bob"]),
+}
+
+
+@pytest.fixture
+def private(folder, tmp_path):
+    """A folder without its users, and where these are."""
+    return folder, Path(shutil.move(folder / "users.jsonl", tmp_path / "users.jsonl"))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_users_who_came_by_path_are_written_to_a_path_or_nothing_is(private, hub, tmp_path, change):
+    folder, users = private
+    rec = pipeline("recommendation", model=str(folder), trust_remote_code=True, users=users)
+    before = users.read_bytes()
+    CHANGES[change](rec)
+    with pytest.raises(ValueError, match=r"users\.jsonl have changed.* save_pretrained\(folder, users=PATH\)"):
+        rec.save_pretrained(tmp_path / "saved")
+    with pytest.raises(ValueError, match="have changed"):
+        rec.push_to_hub("me/rec")
+    assert not (tmp_path / "saved").exists()
+    assert not HfApi().repo_exists("me/rec")
+    rec.save_pretrained(tmp_path / "saved", users=tmp_path / "new" / "people.jsonl")
+    assert users.read_bytes() == before
+    assert not (tmp_path / "saved" / "users.jsonl").exists()
+    rec.save_pretrained(tmp_path / "copy", users=users)  # in place
+    rec.save_pretrained(tmp_path / "once more")  # nothing is lost now
+    for saved, path in (("saved", tmp_path / "new" / "people.jsonl"), ("copy", users), ("once more", users)):
+        again = pipeline("recommendation", model=str(tmp_path / saved), trust_remote_code=True, users=path)
+        for user in ("ann", "cas", "new"):
+            assert again.preprocess({"user": user}) == rec.preprocess({"user": user})
+        assert_same_answer(again({"user": "cas"}), rec({"user": "cas"}))
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_users_file_of_another_state_of_the_catalogue_is_refused(private, tmp_path, change):
+    folder, old = private
+    rec = pipeline("recommendation", model=str(folder), trust_remote_code=True, users=old)
+    CHANGES[change](rec)
+    rec.save_pretrained(tmp_path / "saved", users=tmp_path / "new.jsonl")
+    for model, users in ((tmp_path / "saved", old), (folder, tmp_path / "new.jsonl")):
+        stale = pipeline("recommendation", model=str(model), trust_remote_code=True, users=users)
+        assert stale({"history": ["numpy"]})
+        for ask in (lambda: stale({"user": "ann"}), lambda: stale.remove_items(["numpy"])):  # noqa: B023 (called at once)
+            with pytest.raises(ValueError, match=r"is of another state of the catalogue than the model"):
+                ask()
+
+
+def test_the_same_change_with_and_without_the_users_gives_the_same_mark(private, tmp_path):
+    folder, users = private
+    without, rec = (
+        pipeline("recommendation", model=str(folder), trust_remote_code=True, users=path) for path in (None, users)
+    )
+    for each in (without, rec):
+        each.remove_items(["scipy"])
+    without.save_pretrained(tmp_path / "public")
+    rec.save_pretrained(tmp_path / "private", users=users)
+    again = pipeline("recommendation", model=str(tmp_path / "public"), trust_remote_code=True, users=users)
+    assert_same_answer(again({"user": "cas"}), rec({"user": "cas"}))
+
+
+def test_what_does_not_touch_the_users_leaves_their_file_valid(well_read, tmp_path):
+    folder = shutil.copytree(well_read, tmp_path / "model")
+    users = Path(shutil.move(folder / "users.jsonl", tmp_path / "users.jsonl"))
+    rec = pipeline("recommendation", model=str(folder), trust_remote_code=True, users=users)
+    rec.add_items([{"id": "starcat", "text": "stars in tables"}])
+    rec.remove_items([])
+    rec.save_pretrained(tmp_path / "saved")
+    again = pipeline("recommendation", model=str(tmp_path / "saved"), trust_remote_code=True, users=users)
+    assert_same_answer(again({"user": "ann"}), rec({"user": "ann"}))
+
+
+def test_a_path_for_users_whom_nobody_knows_is_refused_before_anything_is_written(private, tmp_path):
+    rec = pipeline("recommendation", model=str(private[0]), trust_remote_code=True)
+    with pytest.raises(ValueError, match=r"comes without users\.jsonl"):
+        rec.save_pretrained(tmp_path / "saved", users=tmp_path / "new.jsonl")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_records_that_cannot_be_written_leave_the_file_and_nothing_beside_it(tmp_path):
+    path = write_lines(tmp_path / "users.jsonl", [{"id": "ann"}])
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_records(path, [{"id": "bob"}, {"id": object()}])
+    assert [file.name for file in tmp_path.iterdir()] == ["users.jsonl"]
+    assert path.read_text() == '{"id": "ann"}\n'
 
 
 @pytest.fixture
@@ -587,6 +684,7 @@ def test_new_items_and_users_are_served_saved_and_opened_again(changing, well_re
         ([{"id": "x", "text": "a"}, {"id": "x", "text": "b"}], "there already: 'x'"),
         ([{"id": ["x"], "text": "a"}], r"strings or numbers, not \['x'\]"),
         ([{"id": True, "text": "a"}, {"id": float("nan"), "text": "b"}], "strings or numbers, not True, nan"),
+        ([{"id": math.inf, "text": "a"}, {"id": Fraction(1, 3), "text": "b"}], r"not inf, Fraction\(1, 3\)"),
         ([{"id": "x"}], "an item is"),
         ([{"text": "a"}], "an item is"),
     ],
@@ -596,6 +694,54 @@ def test_items_that_cannot_be_added_change_nothing(changing, items, message):
         changing.add_items(items)
     assert changing.model.config.num_items == len(ITEMS) == len(changing.item_ids)
     assert not changing.is_changed
+
+
+def test_ids_and_titles_of_a_data_frame_are_saved_and_found_again(changing, tmp_path):
+    frame = pd.DataFrame({"id": np.array([7, 8]), "title": ["The seven", math.nan], "text": ["stars", "tables"]})
+    changing.add_items(frame.assign(id=frame["id"].astype(object)).to_dict("records"))
+    changing.add_items([{"id": np.int64(9), "title": None, "text": "web"}, {"id": np.float32(0.5), "text": "web"}])
+    changing.add_users([{"id": np.int64(7), "history": np.array([7, 9])}, {"id": np.uint8(8), "history": None}])
+    assert changing.titles[len(ITEMS) :] == ["The seven", "", "", ""]
+    changing.save_pretrained(tmp_path / "changed")
+    again = pipeline("recommendation", model=str(tmp_path / "changed"), trust_remote_code=True)
+    assert again.item_ids[len(ITEMS) :] == [7, 8, 9, 0.5]
+    assert [record["title"] for record in again.item_records[len(ITEMS) :]] == ["The seven", None, None, None]
+    assert_same_answer(again({"user": 7}), changing({"user": 7}))
+    assert again.preprocess({"user": "7"})["person"][1] == (len(ITEMS), len(ITEMS) + 2)
+
+
+@pytest.mark.parametrize(
+    ("raw", "plain"),
+    [(np.int64(3), 3), (np.float64(2.5), 2.5), (Fraction(1, 2), 0.5), ("a", "a"), (Fraction(4, 2), 2.0), (3, 3)],
+)
+def test_ids_are_kept_as_json_carries_them(raw, plain):
+    found = plain_id(raw)
+    assert (found, type(found)) == (plain, type(plain))
+
+
+def test_a_title_says_what_an_item_is_as_it_did_in_training(changing, tmp_path):
+    titled, plain = {"id": "a", "title": "Web pages", "text": "stars"}, {"id": "b", "text": "Web pages. stars"}
+    changing.add_items([titled, plain, {"id": "c", "text": "stars"}])
+    rows = changing.model.model.item_embeddings.weight[len(ITEMS) :]
+    assert torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], rows[2])
+    assert changing.item_records[len(ITEMS)]["text"] == "stars"
+    person, state = {"history": ["numpy"]}, changing.model.query_states([[0]])[0]
+    named = [changing.explain(person, raw, top_k=9)["words"] for raw in ("a", "b")]
+    assert named[0] == named[1] == changing._words_for("Web pages. stars", state)
+    assert {"web", "pages"} & {row["word"] for row in named[0]}
+
+
+def test_somebody_whose_last_item_went_is_served_where_prompts_name_nobody(changing):
+    changing.model.config.prompt_names_user = False
+    assert (
+        changing.explain({"user": "bob"}, "numpy")["history"]
+        == changing.explain({"history": ["requests"]}, "numpy")["history"]
+    )
+    changing.remove_items(["requests"])
+    answers = changing([{"user": "ann"}, {"user": "bob"}, {"user": "bob", "text": "stars"}], batch_size=3)
+    for answer, alone in zip(answers[1:], ({"history": []}, {"text": "stars"}), strict=True):
+        assert_same_answer(answer, changing(alone))
 
 
 def test_removed_items_are_gone_everywhere(changing, tmp_path):

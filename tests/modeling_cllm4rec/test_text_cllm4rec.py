@@ -20,6 +20,7 @@ from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation
 from modeling_cllm4rec.text_cllm4rec import (
     TEXTS_PER_PASS,
     TextMap,
+    item_text,
     number_of,
     terms_of,
     words_of,
@@ -76,6 +77,22 @@ def test_words_their_prefixes_and_pairs_of_neighbours_are_counted():
     assert terms_of([]) == []
 
 
+@pytest.mark.parametrize(
+    ("raw", "title", "text", "expected"),
+    [
+        ("a1", "Stars", "all of them", "Stars. all of them"),
+        ("a1", "Stars", "", "Stars"),
+        ("a1", "Stars", "Stars of the web", "Stars of the web"),
+        ("a1", "a1", "all of them", "all of them"),
+        (7, "7", "", ""),
+        (7, None, "all of them", "all of them"),
+        (7, None, None, ""),
+    ],
+)
+def test_an_items_title_and_text_are_read_as_in_training(raw, title, text, expected):
+    assert item_text(raw, title, text) == expected
+
+
 def test_terms_count_by_tf_idf_and_all_others_are_passed_over():
     made = text_map()
     bag = made.bag(["Stars! web, stars", "", "of nothing"])
@@ -118,6 +135,22 @@ def test_a_text_speaks_alone_or_beside_a_history(model):
     torch.testing.assert_close(states[2], plain[2] + made.weight_beside_history * said[0])
     torch.testing.assert_close(states[3], plain[1])
     torch.testing.assert_close(model.query_states(texts=[text])[0], states[0])
+
+
+def test_a_user_without_history_whom_prompts_do_not_name_is_known_by_the_offset_alone(model):
+    model.config.prompt_names_user = False
+    made, text = model.model.text_map, "web stars"
+    said, nobody = made.states([text])
+    torch.testing.assert_close(model.query_states([[]], [3], [text])[0], nobody + said[0])
+    effects = model.history_effects([2], [0], user=3)
+    alone = logits(model, [[2], []]).log_softmax(-1)[:, 0]
+    torch.testing.assert_close(effects[0, 0], alone[0] - alone[1])
+    model.config.user_offsets = True
+    model.model.user_offsets = torch.nn.Embedding(USERS, model.config.hidden_size)
+    offset, nothing = model.model.user_offsets.weight[3], model.query_states([[]])[0]
+    torch.testing.assert_close(model.query_states([[]], [3])[0], nothing + offset)
+    with_text = nothing + offset + made.weight_beside_history * said[0]
+    torch.testing.assert_close(model.query_states([[]], [3], [text])[0], with_text)
 
 
 def test_texts_change_a_ranking_and_scores_stay_probabilities(model):

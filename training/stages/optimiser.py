@@ -199,7 +199,8 @@ def nonzero_rows(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def choose_sparse_tables(towers: Towers, accelerator: Accelerator, *, sampled: bool = False) -> list[nn.Embedding]:
     """Let those ID tables have sparse gradients that are only ever looked up; to be called before `accelerator.prepare`.
 
-    DDP leaves them alone, [`reduce_rows`] does not: of torch's backends gloo alone reduces sparse gradients, and not reliably.
+    DDP leaves them alone, [`reduce_rows`] does not: of torch's backends gloo alone reduces sparse gradients, and not reliably. On a
+    CPU torch does not add up sparse gradients in float16, so that tables in it keep dense ones.
 
     Args:
         towers: Their tables' `sparse` is set.
@@ -216,7 +217,8 @@ def choose_sparse_tables(towers: Towers, accelerator: Accelerator, *, sampled: b
     for name, table in tables.items():
         if isinstance(table, nn.Embedding):
             looked_up = name != "item_embeddings" or sampled
-            table.sparse = able and looked_up and table.weight.requires_grad and len(table.weight) > 0
+            addable = accelerator.device.type != "cpu" or table.weight.dtype != torch.float16
+            table.sparse = able and addable and looked_up and table.weight.requires_grad and len(table.weight) > 0
     chosen = sparse_tables(towers)
     if chosen and by_ddp:
         ids = {id(table) for table in chosen}

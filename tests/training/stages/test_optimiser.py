@@ -322,6 +322,17 @@ def test_what_is_frozen_has_no_sparse_gradients(make_towers, make_accelerator):
     assert sparse_names(towers) == {"user_embeddings"}
 
 
+@pytest.mark.parametrize(("device", "names"), [("cpu", set()), ("cuda", LOOKED_UP)])
+def test_in_float16_gradients_are_sparse_only_where_torch_adds_them_up(make_towers, device, names):
+    towers = make_towers().to(torch.float16)
+    choose_sparse_tables(towers, SimpleNamespace(distributed_type=DistributedType.NO, device=torch.device(device)))
+    assert sparse_names(towers) == names
+    if device == "cpu":
+        for _ in range(2):
+            towers.base.user_embeddings(torch.tensor([1, 2])).sum().backward()
+        assert towers.base.user_embeddings.weight.grad[1].tolist() == [2.0] * towers.base.config.hidden_size
+
+
 @pytest.mark.parametrize(
     ("kind", "able"),
     [
