@@ -301,15 +301,21 @@ def owners_states(states: TextStates, train: csr_matrix, made: TextMap) -> tuple
     """
     users, items = states.users, states.items
     if np.isnan(users).all():
-        users = rows_mean(train, np.nan_to_num(items))
+        users = mean_of_known(train, items)
     elif np.isnan(items).all():
-        items = rows_mean(csr_matrix(train.T), np.nan_to_num(users))
+        items = mean_of_known(csr_matrix(train.T), users)
     found = []
     for kind, rows in ((made.PEOPLE, users), (made.ITEMS, items)):
         made.state_mean[kind] = torch.from_numpy(np.nanmean(rows, 0))  # type: ignore[index]
         made.state_spread[kind] = torch.from_numpy(np.nanstd(rows, 0)).clamp(min=1e-6)  # type: ignore[index]
         found.append(made.standardised(torch.from_numpy(rows), kind).numpy())
     return found[0], found[1]
+
+
+def mean_of_known(rows: csr_matrix, states: np.ndarray) -> np.ndarray:
+    """The mean of those states `(n, width)` that each of the rows `(rows, n)` of ones names and that are there, NaN where none is."""
+    known = np.flatnonzero(~np.isnan(states[:, 0]))
+    return rows_mean(csr_matrix(rows[:, known]), states[known])
 
 
 def item_head(model: CLLM4RecForRecommendation) -> tuple[np.ndarray, np.ndarray]:

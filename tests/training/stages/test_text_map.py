@@ -105,6 +105,17 @@ def group_states(corpora):
     return TextStates(encoder, owners_mean(read, texts.user, USERS), owners_mean(read, texts.item, ITEMS))
 
 
+@pytest.mark.parametrize("kind", ["user", "item"])
+def test_who_has_no_text_is_no_part_of_a_mean(kind):
+    states, nothing = np.array([[1, 0], [0, 1], [np.nan, np.nan]], np.float32), np.full((3, 2), np.nan, np.float32)
+    pairs = csr_matrix(np.array([[1, 0, 0], [1, 0, 1], [0, 0, 1]], np.float32))
+    spoken = {"user": (states, nothing, pairs.T), "item": (nothing, states, pairs)}[kind]
+    read = text_map.owners_states(TextStates(None, *spoken[:2]), csr_matrix(spoken[2]), text_map.TextMap(1, 2, 2))
+    others = read[kind == "user"]
+    np.testing.assert_array_equal(others[1], others[0])
+    assert not others[2].any()
+
+
 def test_what_is_usual_of_states_stays_fine_in_a_model_of_half_precision():
     corpora = corpora_of()
     fine, half = model_of_groups(), model_of_groups().to(torch.bfloat16)
