@@ -1,8 +1,8 @@
 """Tokenised corpora on disk: what each training stage and the evaluation read, memory-mapped.
 
 `Interactions` → `content`, `collaborative`, `recommendation`, `validation`, `test` (folders that `datasets` opens), the tokenizer,
-`items.jsonl`, `users.jsonl`, `info.json`, and `interactions.parquet`, which no training reads: it is what a published dataset is
-made of. ID sequences are built by arithmetic, text is tokenised once, in batch.
+`items.jsonl`, `users.jsonl`, `info.json`, and two files that no training reads: `interactions.parquet`, which a published dataset is
+made of, and `dropped_users.parquet`, the raw ids that nothing published may hold either. ID sequences are built by arithmetic, text is tokenised once, in batch.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,12 +27,13 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 from configuration.errors import InputError
 from configuration.load import fingerprint
 from configuration.recipe import Data, Recipe
+from modeling_cllm4rec.text_cllm4rec import item_text
 from modeling_cllm4rec.tokenization_cllm4rec import TokenizerWithUserItemIDTokens
 from training.data.interactions import TEST, TRAIN, VALIDATION, Interactions
 from training.data.ragged import Ragged
 from training.data.readers import SPLITS
 from training.data.vocabulary import train_vocabulary
-from training.files import written_whole
+from training.files import file_written_whole, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ REVIEW, ITEM_TEXT, USER_TEXT = 0, 1, 2
 SAID_ONLY = ("license", "source", "publish_users", "examples")
 KINDS = ("review", "item text", "user text")
 INTERACTIONS = "interactions.parquet"
+DROPPED_USERS = "dropped_users.parquet"
 # Key of info.json: raw user ids that are words of the vocabulary, or would be if users were published.
 IDS_AS_WORDS = "user_ids_as_words"
 HISTORY_PROMPT = ("{user} has interacted with", ",", " will interact with")
@@ -89,6 +91,11 @@ class Corpora:
     def users(self) -> list[dict[str, Any]]:
         """Raw id, text and training history (item indices) of each user, in id order."""
         return read_json_lines(self.folder / "users.jsonl")
+
+    def dropped_users(self) -> list[str] | list[int]:
+        """Raw id of each user that the filters left nothing of; none where an earlier version built these corpora."""
+        path = self.folder / DROPPED_USERS
+        return pq.read_table(path)["id"].to_pylist() if path.is_file() else []
 
     def interactions(self) -> pa.Table:
         """A row per pair, by user, then by time: user and item (index), split; timestamp and review where the data have them.
@@ -204,6 +211,9 @@ def build_corpora(interactions: Interactions, recipe: Recipe, folder: Path, *, p
         known = json.loads((folder / "info.json").read_text(encoding="utf-8"))
         if known.get("fingerprint") == expected_fingerprint(folder, recipe, interactions.source):
             logger.info("corpora: %s is up to date", folder)
+            if not (folder / DROPPED_USERS).is_file():  # an earlier version built them
+                with file_written_whole(folder / DROPPED_USERS) as temporary:
+                    write_dropped_users(temporary, interactions.dropped_users)
             return open_corpora(folder)
     with written_whole(folder) as target:
         base, ids_as_words = base_tokenizer(interactions, recipe)
@@ -231,6 +241,7 @@ def build_corpora(interactions: Interactions, recipe: Recipe, folder: Path, *, p
             if len(table):  # `datasets` cannot open an empty folder
                 save_dataset(table, target / name)
         pq.write_table(interactions_table(interactions), target / INTERACTIONS, compression="zstd")
+        write_dropped_users(target / DROPPED_USERS, interactions.dropped_users)
         popularity = np.bincount(interactions.items[interactions.splits == TRAIN], minlength=interactions.num_items)
         write_json_lines(
             target / "items.jsonl",
@@ -320,6 +331,13 @@ def interactions_table(interactions: Interactions) -> pa.Table:
     return pa.table(columns)
 
 
+def write_dropped_users(path: Path, ids: Sequence[str | int]) -> None:
+    """A row per raw id, int64 or text."""
+    integers = all(isinstance(raw, int) for raw in ids)
+    table = pa.table({"id": pa.array(ids, pa.int64() if integers else pa.string())})
+    pq.write_table(table, path, compression="zstd")
+
+
 class Source(NamedTuple):
     """A text before it is tokenised; index -1 where it is not about a user or an item."""
 
@@ -344,8 +362,7 @@ def side_texts(interactions: Interactions) -> Iterator[Source]:
     for j, (raw, title, text) in enumerate(
         zip(interactions.item_ids, interactions.item_titles, interactions.item_texts, strict=True)
     ):
-        named = title != str(raw) and not text.startswith(title)
-        whole = (f"{title}. {text}" if text else title) if named else text
+        whole = item_text(raw, title, text)
         if whole:
             yield Source(ITEM_TEXT, -1, j, whole)
     for i, text in enumerate(interactions.user_texts):
@@ -442,7 +459,8 @@ def base_tokenizer(interactions: Interactions, recipe: Recipe) -> tuple[PreTrain
         if recipe.method.content_tower:
             yield from (" " + source.text for source in training_texts(interactions))
 
-    return train_vocabulary(texts, backbone.num_words, interactions.user_ids, publish_users=data.publish_users)
+    user_ids = [*interactions.user_ids, *interactions.dropped_users]
+    return train_vocabulary(texts, backbone.num_words, user_ids, publish_users=data.publish_users)
 
 
 def num_backbone_words(recipe: Recipe, base: PreTrainedTokenizerFast) -> int:

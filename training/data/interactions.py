@@ -6,7 +6,7 @@ All that follows (corpora, training, evaluation, baselines) works on `Interactio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -37,6 +37,7 @@ class Interactions:
         user_texts: Text about each user; empty where there is none.
         source: SHA-256 of each file that was read, by name.
         log: Counts: rows read, what each filter dropped, pairs kept, items that the item table lacks.
+        dropped_users: Raw ids of the users that no pair is left of, sorted; those that only the table of users has, too.
     """
 
     users: np.ndarray
@@ -51,6 +52,7 @@ class Interactions:
     user_texts: list[str]
     source: dict[str, str]
     log: dict[str, int]
+    dropped_users: list[str] | list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.users)
@@ -122,6 +124,7 @@ def build_interactions(tables: RawTables, data: Data, seed: int, *, refit: bool 
         user_texts=_user_texts(tables, user_ids, data),
         source=dict(tables.source),
         log=log,
+        dropped_users=_dropped_users(tables, user_ids),
     )
     if refit:
         return interactions
@@ -215,6 +218,14 @@ def _map_ids(raw: pd.Series, rows: _Rows) -> tuple[list[str | int], np.ndarray]:
     index = np.empty(len(ids), np.int32)
     index[order] = np.arange(len(ids))
     return [ids[i] for i in order], index[codes]
+
+
+def _dropped_users(tables: RawTables, user_ids: list[str | int]) -> list[str] | list[int]:
+    """The raw ids of users that are not among those that are left; ids are the same where their text is."""
+    columns = [tables.interactions["user"], *([] if tables.users is None else [tables.users["user"]])]
+    there = {str(raw) for column in columns for raw in column.unique().tolist()}
+    dropped = there.difference(map(str, user_ids))
+    return sorted(map(int, dropped)) if all(column.dtype.kind in "iu" for column in columns) else sorted(dropped)
 
 
 def _split(interactions: Interactions, frame: pd.DataFrame, rows: _Rows, data: Data, seed: int) -> np.ndarray:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import itertools
 import json
 import os
 import shutil
 import urllib.request
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -93,6 +94,12 @@ def read_tables(data: Data, frame: pd.DataFrame | None = None) -> RawTables:
             "name a table that has one in data.split_path"
         )
     return tables
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """A file's name, with a number behind it where it is taken: that of its folder may be private."""
+    names = itertools.chain([name], (f"{name} ({number})" for number in itertools.count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def _read_table_file(data: Data) -> RawTables:
@@ -311,7 +318,7 @@ def _interactions(
 
 
 def _split_names(table: Table, column: str) -> pd.Series:
-    names = table.frame[column].astype(object)
+    names = table.cells(column).astype(object)
     wrong = ~names.isin(SPLITS).to_numpy()
     if wrong.any():
         position = int(np.argmax(wrong))
@@ -434,13 +441,8 @@ def _locate(path: str | None, name: str) -> tuple[Path, str]:
 
 
 def _hashes(path: Path, taken: Mapping[str, str] | None = None) -> dict[str, str]:
-    """SHA-256 of a file by its name, or with as many of its folders as tell it from the names taken."""
-    name = path.name
-    for folder in path.resolve().parents:
-        if name not in (taken or {}):
-            break
-        name = f"{folder.name}/{name}"
+    """SHA-256 of a file by its name."""
     try:
-        return {name: sha256_of_file(path)}
+        return {free_name(path.name, taken or {}): sha256_of_file(path)}
     except OSError as error:
         raise_damaged(str(path), error)

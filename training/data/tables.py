@@ -58,13 +58,31 @@ class Table:
         """Say what is wrong with a cell, and where it stands."""
         return InputError(f"{self.name}, {self.place(position)}, column {column!r}: {complaint}")
 
+    def cells(self, column: str) -> pd.Series:
+        """Take the cells of a column: bytes as text, without lone surrogates, and without categories.
+
+        Raises:
+            InputError: Bytes are not UTF-8.
+        """
+        series = _plain(self.frame[column])
+        if series.dtype != object and not (isinstance(series.dtype, pd.ArrowDtype) and series.dtype.kind == "O"):
+            return series
+        cells = []
+        for position, cell in enumerate(series):
+            try:
+                cells.append(_as_text(cell))
+            except UnicodeDecodeError:
+                complaint = f"{reprlib.repr(cell)} is not UTF-8; write the column as text, or remove the row"
+                raise self.error(position, column, complaint) from None
+        return pd.Series(cells, dtype=object)
+
     def ids(self, column: str) -> pd.Series:
         """Read raw ids: int64 where every id of the column is an integer, else text.
 
         Raises:
-            InputError: An id is missing, or a list.
+            InputError: An id is missing, a list, or bytes that are not UTF-8.
         """
-        series = _plain(self.frame[column])
+        series = self.cells(column)
         try:
             codes, uniques = pd.factorize(series)
         except TypeError:
@@ -84,7 +102,7 @@ class Table:
         Raises:
             InputError: A cell is empty, no number or not finite.
         """
-        series = _plain(self.frame[column])
+        series = self.cells(column)
         numbers = _to_float(series)
         wrong = ~np.isfinite(numbers)
         if wrong.any():
@@ -98,8 +116,8 @@ class Table:
         Raises:
             InputError: A cell is empty or none of these.
         """
-        series = _plain(self.frame[column])
-        if isinstance(series.dtype, (np.dtype, pd.DatetimeTZDtype)) and series.dtype.kind == "M":
+        series = self.cells(column)
+        if series.dtype.kind == "M":
             seconds = _dates_to_seconds(series)
         else:
             numbers = _to_float(series)
@@ -120,8 +138,12 @@ class Table:
         return np.floor(seconds).astype(np.int64)
 
     def texts(self, column: str) -> list[str | None]:
-        """Read texts without space around them; lists are joined with commas, empty cells are None."""
-        return [flat_text(value) or None for value in _plain(self.frame[column])]
+        """Read texts without space around them; lists are joined with commas, empty cells are None.
+
+        Raises:
+            InputError: Bytes are not UTF-8.
+        """
+        return [flat_text(value) or None for value in self.cells(column)]
 
 
 @dataclass(frozen=True)
@@ -351,8 +373,10 @@ def sha256_of_frame(frame: pd.DataFrame) -> str:
     digest = hashlib.sha256()
     for column in frame:
         values = _plain(frame[column])
+        if isinstance(values.dtype, pd.ArrowDtype) and pa.types.is_nested(values.dtype.pyarrow_dtype):
+            values = values.astype(object)
         if values.dtype == object:
-            values = values.map(str)
+            values = values.map(lambda cell: _as_text(str(cell)))
         digest.update(f"{column}\0".encode())
         digest.update(pd.util.hash_pandas_object(values, index=False).to_numpy("<u8").tobytes())
     return digest.hexdigest()
@@ -485,6 +509,19 @@ def _uniform_ids(uniques: Any, untyped: bool) -> np.ndarray:
     if untyped and bool(text.str.fullmatch(r"0|-?[1-9][0-9]{0,17}").all()):
         return text.astype(np.int64).to_numpy()
     return text.to_numpy(dtype=object)
+
+
+def _as_text(cell: Any) -> Any:
+    """Text for bytes, which Spark and Impala write, and `?` for lone surrogates, which JSON can hold and UTF-8 cannot; else the cell."""
+    if isinstance(cell, bytes):
+        return cell.decode("utf-8")
+    if isinstance(cell, str):
+        return cell if cell.isascii() else cell.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(cell, (list, np.ndarray)):
+        return [_as_text(inner) for inner in cell]
+    if isinstance(cell, dict):
+        return {_as_text(key): _as_text(inner) for key, inner in cell.items()}
+    return cell
 
 
 def _plain(series: pd.Series) -> pd.Series:

@@ -61,7 +61,7 @@ def card_text(
     dataset: str | None = None,
     user_embeddings: bool = True,
     on_hub: bool = True,
-    ids_are_words: bool = False,
+    ids_are_words: bool | None = False,
 ) -> str:
     """The page of a trained recommender, metadata and Markdown.
 
@@ -74,7 +74,7 @@ def card_text(
         user_embeddings: Whether the model carries the users' embeddings. Without them its figures are those of prompts that
             hold a history alone.
         on_hub: Whether `repo_id` is a repo, not a folder.
-        ids_are_words: Whether the publisher let raw user ids stand, as common words.
+        ids_are_words: Whether the publisher let raw user ids stand, as common words; None: nobody looked for any.
 
     Raises:
         InputError: if `results` lack what the page shows.

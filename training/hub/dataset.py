@@ -22,6 +22,7 @@ from training.data.corpora import KINDS, REVIEW, USER_TEXT, Corpora
 from training.data.hub_files import HUB
 from training.data.readers import SPLITS
 from training.files import written_whole
+from training.hub.folder import public_source
 from training.hub.privacy import UserIds
 
 TEMPLATE = PROJECT / "dataset_card.md"
@@ -59,7 +60,8 @@ def write_dataset_folder(corpora: Corpora, recipe: Recipe, folder: Path, *, repo
         for path, table in published.tables.items():
             (target / path).parent.mkdir(exist_ok=True)
             pq.write_table(table, target / path, compression="zstd", row_group_size=ROWS_PER_GROUP)
-        card = dataset_card(corpora.info, recipe, published, repo_id)
+        info = corpora.info | {"source": public_source(corpora.info["source"])}
+        card = dataset_card(info, recipe, published, repo_id)
         (target / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -160,7 +162,9 @@ def published_reviews(corpora: Corpora, pairs: pa.Table, data: Data) -> tuple[pa
     if "review" not in pairs.column_names:
         return pa.nulls(len(pairs), pa.string()), changed
     reviews = pairs["review"].combine_chunks()
-    sought = UserIds([] if data.publish_users else (row["id"] for row in corpora.users()))
+    if data.publish_users:
+        return reviews, changed
+    sought = UserIds([*(row["id"] for row in corpora.users()), *corpora.dropped_users()])
     if not sought:
         return reviews, changed
     blocks = []

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from configuration.recipe import Recipe
 from modeling_cllm4rec import CLLM4RecConfig
 from modeling_cllm4rec.text_encoder_cllm4rec import FOLDER as TEXT_ENCODER
 from training.data.corpora import Corpora, write_json_lines
+from training.data.readers import free_name
 from training.files import copy_whole, write_text, written_whole
 from training.hub.card import card_text
 
@@ -201,10 +202,19 @@ def published_recipe(recipe: Recipe) -> Recipe:
 
 
 def published_results(results: dict[str, Any]) -> dict[str, Any]:
-    """What `results.json` holds, with the recipe as it is published."""
+    """What `results.json` holds, with the recipe and the names of files as they are published."""
     public = asdict(published_recipe(recipe_from_dict(results["recipe"], "results.json")))
-    corpora = results["data"]["recipe"] | {"data": public["data"]}
-    return results | {"recipe": public, "data": results["data"] | {"recipe": corpora}}
+    data = results["data"]
+    corpora = {"recipe": data["recipe"] | {"data": public["data"]}, "source": public_source(data["source"])}
+    return results | {"recipe": public, "data": data | corpora}
+
+
+def public_source(source: Mapping[str, str]) -> dict[str, str]:
+    """The SHA-256 of each file that was read, by its own name: earlier versions put folders before one of two equal names."""
+    public: dict[str, str] = {}
+    for name, digest in source.items():
+        public[free_name(name.rpartition("/")[2], public)] = digest
+    return public
 
 
 def public_path(path: str | None, *, may_be_repo: bool = False) -> str | None:

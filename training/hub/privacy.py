@@ -59,7 +59,14 @@ class UserIds:
         ids = telling_ids(user_ids)
         self.number = len(ids)
         self.words = {raw for raw in ids if WORD.fullmatch(raw)}
-        forms = {form: raw for raw in ids for form in written_forms(raw) if form not in self.words}
+        # A word of ASCII is written the same everywhere, and most ids of a large table are.
+        forms = {
+            form: raw
+            for raw in ids
+            if not (raw.isascii() and raw in self.words)
+            for form in written_forms(raw)
+            if form not in self.words
+        }
         words_of = {form: list(WORD.finditer(form)) for form in forms}
         counts = Counter(word[0] for words in words_of.values() for word in words)
         # An id of several words is looked for where its rarest word stands; of ids without any, everywhere.

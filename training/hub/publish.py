@@ -24,7 +24,7 @@ from training.data.corpora import open_corpora
 from training.files import unwritable
 from training.hub.card import card_text
 from training.hub.dataset import recipe_for_dataset, write_dataset_folder
-from training.hub.folder import TEXT_ENCODER, USERS, folder_recipe, model_files
+from training.hub.folder import TEXT_ENCODER, USERS, folder_recipe, model_files, public_source
 from training.hub.people import without_user_embeddings
 from training.hub.repo import (
     MAIN,
@@ -105,7 +105,7 @@ class Plan:
         card: Of a model, the card for a commit; the first commit's card names none.
         pinned: Of a model, the commit that its card names where only the card may differ.
         people: What it says about people, a sentence each.
-        strangers: Raw user ids that stand in its files, where no user is published.
+        strangers: Raw user ids that stand in its files by file, where no user is published; None where nothing tells which ids to look for.
     """
 
     repo: Repo
@@ -117,7 +117,7 @@ class Plan:
     card: Callable[[str | None], bytes] | None = None
     pinned: str | None = None
     people: list[str] = field(default_factory=list)
-    strangers: dict[str, list[str]] = field(default_factory=dict)
+    strangers: dict[str, list[str]] | None = field(default_factory=dict)
 
     def changes(self) -> list[Change]:
         """What differs from the repo as it is."""
@@ -187,6 +187,7 @@ def plan_model(api: HfApi, run: Path, name: str, dataset: str | None, folder: Pa
     published = USERS in files
     # A recipe that was changed since, as in what it publishes, is what goes everywhere.
     results["recipe"] = asdict(recipe)
+    results["data"]["source"] = public_source(results["data"]["source"])
     files["results.json"] = json.dumps(results, indent=2, ensure_ascii=False).encode()
     if not options.user_embeddings:
         try:
@@ -197,7 +198,7 @@ def plan_model(api: HfApi, run: Path, name: str, dataset: str | None, folder: Pa
         recipe = recipe_for_dataset(recipe, dataset)
         files["recipe.yaml"] = dump_recipe(recipe).encode()
     people = about_model(results, published=published, user_embeddings=options.user_embeddings)
-    strangers: dict[str, list[str]] = {}
+    strangers: dict[str, list[str]] | None = {}
 
     def card(revision: str | None) -> bytes:
         return card_text(
@@ -208,7 +209,7 @@ def plan_model(api: HfApi, run: Path, name: str, dataset: str | None, folder: Pa
             dataset=dataset,
             user_embeddings=options.user_embeddings,
             on_hub=True,
-            ids_are_words=bool(strangers),
+            ids_are_words=None if strangers is None else bool(strangers),
         ).encode()
 
     files[CARD] = card(None)
@@ -247,7 +248,7 @@ def plan_dataset(api: HfApi, run: Path, name: str, folder: Path, options: Option
     page = (folder / CARD).read_text(encoding="utf-8")
     people = [line[2:] for line in page.partition("## About people")[2].splitlines() if line.startswith("- ")]
     people = [sentence for sentence in people if not sentence.startswith("Do not")]
-    strangers: dict[str, list[str]] = {}
+    strangers: dict[str, list[str]] | None = {}
     if not recipe.data.publish_users:
         searched, strangers = about_search(files, run)
         people += searched
@@ -280,6 +281,12 @@ def check(api: HfApi, plan: Plan, options: Options) -> None:
     refusals = []
     if plan.licence is None and not (repo.private if repo.exists else options.private):
         refusals.append(f"no licence is stated, and a public repo needs one: {plan.where}, or push with --private")
+    if plan.strangers is None and not options.ids_are_words:
+        refusals.append(
+            f"the run has no corpora/, so nothing tells whether raw user ids stand in what goes to {repo.name}; put that folder back "
+            "or build it again with training/show_corpus.py and the run's recipe, publish the users (data.publish_users), or, where "
+            "any ids in it are common words too, say --user-ids-are-words"
+        )
     if plan.strangers and not options.ids_are_words:
         shown = "; ".join(f"{path}: {', '.join(found)}" for path, found in sorted(plan.strangers.items()))
         refusals.append(

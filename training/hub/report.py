@@ -1,12 +1,12 @@
 """What a push says before it sends anything: the files with their sizes, and what of them is about people."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from math import log10
 from pathlib import Path
 from typing import Any
 
+from training.data.corpora import DROPPED_USERS, Corpora
 from training.hub.folder import USERS
 from training.hub.privacy import found_user_ids
 from training.hub.repo import Change, Content, Repo
@@ -51,17 +51,32 @@ def about_model(results: dict[str, Any], *, published: bool, user_embeddings: bo
 
 def about_search(
     files: Mapping[str, Content], run: Path, but: str | None = None
-) -> tuple[list[str], dict[str, list[str]]]:
-    """Whether raw user ids stand in files that shall hold none: sentences, and the ids that were found by file; `but` names what was left out."""
+) -> tuple[list[str], dict[str, list[str]] | None]:
+    """Whether raw user ids stand in files that shall hold none.
+
+    Args:
+        files: Path in the repo to content.
+        run: The run's folder.
+        but: What was left out of the files.
+
+    Returns:
+        Sentences, and the ids that were found by file; None where the run's corpora are gone, so that none was looked for.
+    """
     ids = user_ids(run)
     if ids is None:
-        return ["whether raw user ids stand anywhere was not looked at: the run has no corpora/"], {}
+        return ["whether raw user ids stand anywhere was not looked at: the run has no corpora/"], None
     found, looked_for = found_user_ids(files, ids)
     if not found:
         few = "" if looked_for == len(ids) else " (shorter ones and short numbers stand anywhere by chance)"
-        return [
+        sentences = [
             f"none of the {looked_for:,} raw user ids that are long enough to be looked for stands in any file{f' but those of {but}' if but else ''}{few}"
-        ], {}
+        ]
+        if not (run / "corpora" / DROPPED_USERS).is_file():
+            sentences.append(
+                "the raw ids of users that the filters dropped were not looked for: an earlier version built corpora/, "
+                "where training/pretrain.py --resume adds them"
+            )
+        return sentences, {}
     return [], found
 
 
@@ -81,13 +96,12 @@ def show_history(repo: Repo, tags: Sequence[str]) -> None:
     )  # fmt: skip
 
 
-def user_ids(run: Path) -> list[Any] | None:
-    """The raw user ids of a run; None where its corpora are gone."""
-    path = run / "corpora" / USERS
-    if not path.is_file():
+def user_ids(run: Path) -> list[str | int] | None:
+    """The raw user ids of a run, also of those whom the filters dropped; None where its corpora are gone."""
+    corpora = Corpora(run / "corpora", info={})
+    if not (corpora.folder / USERS).is_file():
         return None
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line)["id"] for line in lines]
+    return [*(user["id"] for user in corpora.users()), *corpora.dropped_users()]
 
 
 def in_bytes(size: int) -> str:

@@ -381,3 +381,45 @@ def test_corpora_of_a_version_that_kept_no_interactions_are_built_again(build, s
     with pytest.raises(InputError, match=r"has no interactions\.parquet: .*training/show_corpus\.py"):
         open_corpora(tmp_path / "corpora").interactions()
     assert build(shop_frame, shop_recipe, tmp_path / "corpora").interactions().num_rows == 42
+
+
+def strict(frame, recipe, **fields):
+    """The shop where zorblax signs every review of others, and has too few interactions to stay."""
+    stranger = pd.DataFrame({"user": ["zorblax"], "item": ["lamp"], "split": ["train"], "review": [""]})
+    frame = pd.concat([frame, stranger], ignore_index=True)
+    frame["review"] = frame["review"].where(frame["review"] == "", "zorblax says it works")
+    data = replace(recipe.data, min_user_interactions=2, **fields)
+    return frame, without_side_tables(replace(recipe, data=data))
+
+
+def test_raw_ids_of_users_that_were_dropped_are_kept_and_become_no_words(build, shop_frame, shop_recipe, tmp_path):
+    frame, recipe = strict(shop_frame, shop_recipe)
+    corpora = build(frame, recipe, tmp_path / "corpora")
+    assert corpora.dropped_users() == ["zorblax"]
+    assert "zorblax" not in [user["id"] for user in corpora.users()]
+    assert not any("zorblax" in word for word in corpora.tokenizer.get_vocab())
+    _, published = strict(shop_frame, shop_recipe, publish_users=True)
+    assert any("zorblax" in word for word in build(frame, published, tmp_path / "other").tokenizer.get_vocab())
+    again = build(frame.iloc[::-1], recipe, tmp_path / "again")
+    kept = [(one.folder / "dropped_users.parquet").read_bytes() for one in (corpora, again)]
+    assert kept[0] == kept[1]
+
+
+def test_integer_ids_of_dropped_users_stay_integers(build, store_frame, store_recipe, tmp_path):
+    frame = store_frame.assign(user=store_frame["user"].str[-2:].astype(int))
+    stranger = frame.iloc[:1].assign(user=491511234567)
+    data = replace(store_recipe.data, min_user_interactions=2)
+    corpora = build(pd.concat([frame, stranger]), replace(store_recipe, data=data), tmp_path / "corpora")
+    assert corpora.dropped_users() == [491511234567]
+
+
+def test_corpora_of_a_version_that_kept_no_dropped_users_are_opened_and_get_them(
+    build, shop_frame, shop_recipe, tmp_path
+):
+    frame, recipe = strict(shop_frame, shop_recipe)
+    build(frame, recipe, tmp_path / "corpora")
+    (tmp_path / "corpora" / "dropped_users.parquet").unlink()
+    before = (tmp_path / "corpora").stat().st_ino
+    assert open_corpora(tmp_path / "corpora").dropped_users() == []
+    assert build(frame, recipe, tmp_path / "corpora").dropped_users() == ["zorblax"]
+    assert (tmp_path / "corpora").stat().st_ino == before

@@ -52,6 +52,25 @@ def test_rows_are_sorted_by_user_then_time_then_order_of_the_rows():
     )
 
 
+@pytest.mark.parametrize(
+    ("users", "side", "dropped"),
+    [
+        ([9, 10, 9, 8, 7], None, [7, 8, 10]),
+        (["9", "10", "9", "é", "7"], None, ["10", "7", "é"]),
+        ([9, 10, 9, 8, 7], [9, 11], [7, 8, 10, 11]),
+        ([9, 10, 9, 8, 7], ["9", "ann"], ["10", "7", "8", "ann"]),
+    ],
+)
+def test_raw_ids_of_users_that_nothing_is_left_of_are_kept(users, side, dropped):
+    rows = [(user, item, 5 if user != users[3] else 1) for user, item in zip(users, "xxyyx", strict=True)]
+    raw = tables(rows, ("user", "item", "rating"))
+    if side is not None:
+        raw.users = pd.DataFrame({"user": side, "title": "", "text": ""})
+    interactions = build_interactions(raw, Data(min_rating=2, min_user_interactions=2), 0)
+    assert (interactions.user_ids, interactions.dropped_users) == ([users[0]], dropped)
+    assert [type(user) for user in interactions.dropped_users] == [type(user) for user in dropped]
+
+
 def test_without_times_the_order_of_the_rows_counts():
     interactions = build_interactions(tables([(1, 3), (0, 1), (1, 2), (1, 9)]), Data(), 0)
     assert pairs(interactions) == [(0, 1), (1, 3), (1, 2), (1, 9)]

@@ -138,13 +138,64 @@ def test_typed_ids_stay_integers_or_text(values, ids):
         pd.Series(["2014-05-13 18:53:20.5+02:00", "1970-01-01 00:00"]),
         pd.to_datetime(pd.Series(["2014-05-13 16:53:20", "1970-01-01 00:00:00"])),
         pd.to_datetime(pd.Series(["2014-05-13 18:53:20+02:00", "1970-01-01 02:00:00+02:00"])),
+        *(
+            pd.Series(
+                pa.array([1_400_000_000 * ticks, 0], pa.timestamp(unit, zone)),
+                dtype=pd.ArrowDtype(pa.timestamp(unit, zone)),
+            )
+            for unit, ticks, zone in (("s", 1, None), ("us", 10**6, "Europe/Berlin"), ("ns", 10**9, None))
+        ),
     ],
-    ids=lambda cells: str(cells.iloc[0]),
+    ids=lambda cells: f"{cells.iloc[0]} {cells.dtype}",
 )
 def test_times_are_unix_seconds_or_milliseconds_or_dates(cells):
     frame = pd.DataFrame({"user": [1, 2], "item": [1, 2], "time": cells})
     read = read_tables(Data(timestamp_column="time"), frame=frame).interactions
     assert read["timestamp"].tolist() == [1_400_000_000, 0]
+
+
+def test_lone_surrogates_become_question_marks_in_ids_and_texts():
+    rows = [
+        {"user": "a\ud83d", "item": "x\ud83d", "review": "nice \ud83d"},
+        {"user": "b", "item": "y", "review": ["ü", "\udc00!"]},
+    ]
+    items = write("items.jsonl", [{"id": "x\ud83d", "name": "X\ud83d", "text": {"by\ud83d": "me\ud83d"}}])
+    side = SideTable(path=items, title_column="name", text_columns=["text"])
+    of_file = read_tables(Data(path=write("t.jsonl", rows), review_column="review", items=side))
+    of_frame = read_tables(Data(review_column="review"), frame=pd.DataFrame(rows, dtype=object))
+    for raw in (of_file, of_frame):
+        assert raw.interactions.to_numpy().tolist() == [["a?", "x?", "nice ?"], ["b", "y", "ü, ?!"]]
+    assert of_file.items.to_numpy().tolist() == [["x?", "X?", "by?: me?"]]
+
+
+@pytest.mark.parametrize("kind", ["file", "DataFrame", "DataFrame of Arrow"])
+def test_binary_columns_are_read_as_utf8(kind):
+    table = pa.table({
+        "user": pa.array(["ä".encode(), b"a"], pa.binary()), "item": pa.array([b"x", b"y"], pa.large_binary()),
+        "time": pa.array([b"5", b"1970-01-01"], pa.binary()), "split": pa.array([b"train", b"test"], pa.binary()),
+        "review": pa.array([[b"good", b"old"], None], pa.list_(pa.binary())),
+    })  # fmt: skip
+    data = Data(timestamp_column="time", review_column="review", split="given")
+    frame = None
+    if kind == "file":
+        pyarrow.parquet.write_table(table, "t.parquet")
+        data = replace(data, path="t.parquet")
+    else:
+        frame = table.to_pandas(types_mapper=pd.ArrowDtype if kind == "DataFrame of Arrow" else None)
+    found = read_tables(data, frame=frame).interactions[["user", "item", "timestamp", "review", "split"]]
+    assert found.astype(object).to_numpy().tolist() == [
+        ["ä", "x", 5, "good, old", "train"],
+        ["a", "y", 0, None, "test"],
+    ]
+
+
+@pytest.mark.parametrize("column", ["user", "item", "review"])
+def test_bytes_that_are_no_utf8_are_refused_with_their_place(column):
+    cells = {name: [b"a", b"\xff" if name == column else b"b"] for name in ("user", "item", "review")}
+    pyarrow.parquet.write_table(pa.table(cells), "t.parquet")
+    place = rf"t\.parquet, row 2, column '{column}': b'\\xff' is not UTF-8; write the column as text"
+    with pytest.raises(InputError, match=place):
+        read_tables(Data(path="t.parquet", review_column="review"))
 
 
 def test_tables_of_items_and_users_have_titles_and_joined_texts():
@@ -179,14 +230,17 @@ def test_given_split_comes_from_a_column_or_from_a_table_of_its_own():
     assert list(raw.source) == ["t.jsonl", "split.tsv.gz"]
 
 
-def test_source_is_the_sha256_of_the_files_and_tells_equal_names_apart(tmp_path):
-    (tmp_path / "a").mkdir()
-    write("a/t.csv", "id\nx\n")
+def test_source_is_the_sha256_of_the_files_and_numbers_equal_names(tmp_path):
+    for folder, cells in (("acme", "id\nx\n"), ("anna.secret", "id\n1\n")):
+        (tmp_path / folder).mkdir()
+        write(f"{folder}/t.csv", cells)
     content = "user,item\n1,x\n"
-    raw = read_tables(Data(path=write("t.csv", content), items=SideTable(path="a/t.csv")))
+    sides = {"items": SideTable(path="acme/t.csv"), "users": SideTable(path=str(tmp_path / "anna.secret" / "t.csv"))}
+    raw = read_tables(Data(path=write("t.csv", content), **sides))
     assert raw.source == {
         "t.csv": hashlib.sha256(content.encode()).hexdigest(),
-        "a/t.csv": hashlib.sha256(b"id\nx\n").hexdigest(),
+        "t.csv (2)": hashlib.sha256(b"id\nx\n").hexdigest(),
+        "t.csv (3)": hashlib.sha256(b"id\n1\n").hexdigest(),
     }
 
 

@@ -13,10 +13,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from configuration.errors import InputError
-from configuration.load import PROJECT, load_recipe, recipe_from_dict
+from configuration.load import PROJECT, dump_recipe, load_recipe, recipe_from_dict
 from configuration.recipe import TextEncoder
+from training.command_line import make_parser, run_script
 from training.hub.card import CITATION, card_text, citations, comparison, departures
 from training.hub.folder import published_recipe, published_results
+from training.run import Run
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 NASTY = 'a|b `c` <script>alert(1)</script>\n---\n| new | row |\n```\n{{ 7 * 7 }} {% raw %} : "q" #x [l](u) *b* _i_ $m$'
@@ -168,6 +170,22 @@ def test_training_again_fetches_the_recipe_and_runs_the_three_scripts(results, r
         [f"training/{name}.py", "--config", "again/recipe.yaml"] for name in ("pretrain", "finetune", "predict")
     ]
     assert all((PROJECT / script[-3]).is_file() for script in scripts)
+
+
+def test_training_a_refit_again_trains_the_run_that_it_follows_first(results, recipe, tmp_path, monkeypatch):
+    recipe = replace(say(recipe, path="store.csv"), refit=True)
+    card = card_text(results, recipe, repo_id="me/store")
+    _, *lines = blocks(card, "bash")[0].splitlines()
+    assert [line.split("training/")[1].split(".py")[0] for line in lines] == ["pretrain", "finetune", "predict"] * 2
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "recipe.yaml").write_text(dump_recipe(recipe))
+    monkeypatch.chdir(tmp_path)
+    ran = []
+    for line in lines:
+        words = shlex.split(line.split(".py ")[1])
+        monkeypatch.setattr("sys.argv", ["script", *words])
+        run_script(make_parser(""), lambda given, _: ran.append(Run.of(given).folder.name))
+    assert ran == ["store"] * 3 + ["store-refit"] * 3
 
 
 def test_of_a_local_folder_the_recipe_is_taken_where_it_is(store_run, results, recipe):

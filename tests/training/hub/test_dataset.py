@@ -191,6 +191,16 @@ def test_without_publish_users_no_file_holds_a_raw_id(publish, build, gossip, tm
     )
 
 
+def test_without_publish_users_reviews_hold_no_id_of_somebody_who_was_dropped(publish, build, gossip, tmp_path):
+    frame, recipe = gossip
+    frame = frame[(frame["user"] != "zorblax") | (frame["item"] == "honey")]
+    recipe = replace(recipe, data=replace(recipe.data, min_user_interactions=2))
+    folder, _ = publish(build(frame, recipe, tmp_path / "corpora"), recipe)
+    reviews = [row["review"] for split in datasets.load_dataset(str(folder)).values() for row in split]
+    assert reviews.count("As [user] says, it works") == 2
+    assert not any("zorblax" in (review or "") for review in reviews)
+
+
 def test_published_people_keep_their_ids_reviews_and_texts(publish, build, gossip, tmp_path):
     frame, recipe = gossip
     recipe = publishing(recipe)

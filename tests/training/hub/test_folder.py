@@ -7,7 +7,7 @@ import pytest
 from configuration.errors import InputError
 from configuration.load import dump_recipe, load_recipe, recipe_from_dict
 from configuration.recipe import Backbone, Data, Recipe, SideTable
-from training.hub.folder import model_files, public_path, published_recipe
+from training.hub.folder import model_files, public_path, published_recipe, published_results
 from training.run import Run
 
 
@@ -28,6 +28,15 @@ from training.run import Run
 )
 def test_of_a_path_its_name_is_published(path, shown):
     assert public_path(path) == shown
+
+
+def test_of_files_of_one_name_no_folder_is_published_but_a_number():
+    source = {"t.csv": "00", "acme/t.csv": "11", "anna.secret/t.csv": "22", "DataFrame": "33"}
+    public = {"t.csv": "00", "t.csv (2)": "11", "t.csv (3)": "22", "DataFrame": "33"}
+    recipe = asdict(Recipe(backbone=Backbone(config={"model_type": "gpt2"})))
+    results = {"recipe": recipe, "data": {"recipe": {"data": recipe["data"]}, "source": source}}
+    assert published_results(results)["data"]["source"] == public
+    assert published_results(published_results(results))["data"]["source"] == public
 
 
 def test_a_name_on_the_hub_is_published_a_folder_of_that_form_is_not(tmp_path, monkeypatch):

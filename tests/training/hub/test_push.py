@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from huggingface_hub import HfApi
@@ -24,10 +25,13 @@ from transformers import (
 
 from configuration.errors import InputError
 from configuration.load import dump_recipe
+from configuration.recipe import SideTable
 from training import push
+from training.finetune import finetune
 from training.hub.folder import folder_recipe
 from training.hub.report import in_bytes
 from training.predict import predict
+from training.pretrain import pretrain
 from training.run import Run
 
 FILES = [
@@ -197,6 +201,53 @@ def test_raw_user_ids_that_slipped_in_stop_the_push(run, send, hub):
     assert "No raw user id" not in page
 
 
+def test_raw_ids_of_users_that_were_dropped_stop_the_push_too(store_recipe, store_frame, vary, send, hub, tmp_path):
+    stranger = store_frame.iloc[:2].assign(user="bob.rare@mail.org", review=None)
+    items = store_frame[["item"]].drop_duplicates().rename(columns={"item": "id"})
+    items["text"] = ["Made by bob.rare@mail.org", *[""] * (len(items) - 1)]
+    items.to_csv(tmp_path / "items.csv", index=False)
+    data = {"min_user_interactions": 5, "items": SideTable(str(tmp_path / "items.csv"), text_columns=["text"])}
+    recipe = vary(store_recipe, license="mit", data=data)
+    frame = pd.concat([store_frame, stranger])
+    run = pretrain(recipe, frame=frame).folder
+    finetune(recipe)
+    predict(recipe)
+    complaint = "raw user ids stand in what goes to me/repo (items.jsonl: bob.rare@mail.org"
+    assert f"would be refused: {complaint}" in send(run, "me/repo", "--dry-run")[1]
+    code, _, said = send(run, "me/repo")
+    assert (code, complaint in said) == (2, True)
+    assert "(items.parquet: bob.rare@mail.org" in send(run, "--dataset", "me/data", "--private")[2]
+    assert not hub.repos
+    (run / "corpora" / "dropped_users.parquet").unlink()
+    assert (
+        "the filters dropped were not looked for: an earlier version built corpora/"
+        in send(run, "me/repo", "--dry-run")[1]
+    )
+    before = tree(run / "model")
+    pretrain(recipe, frame=frame, resume=True)
+    assert complaint in send(run, "me/repo")[2]
+    assert tree(run / "model") == before
+
+
+def test_without_corpora_nothing_tells_the_ids_and_the_push_is_refused(run, send, hub):
+    shutil.rmtree(run / "corpora")
+    complaint = "the run has no corpora/, so nothing tells whether raw user ids stand in what goes to me/repo"
+    assert f"would be refused: {complaint}" in send(run, "me/repo", "--dry-run")[1]
+    code, _, said = send(run, "me/repo")
+    assert (code, complaint in said, bool(hub.repos)) == (2, True, False)
+    assert send(run, "me/repo", "--user-ids-are-words")[0] == 0
+    page = hub.repo("me/repo")["README.md"].decode()
+    assert "Whether words in them are raw user ids too was not looked at." in page
+    assert "No raw user id" not in page
+
+
+def test_without_corpora_published_users_go(run, send, hub):
+    state(run, publish_users="true")
+    shutil.move(run / "corpora" / "users.jsonl", run / "model" / "users.jsonl")
+    shutil.rmtree(run / "corpora")
+    assert send(run, "me/repo")[0] == 0
+
+
 @pytest.mark.parametrize("raw", ["alice.smith@mail.org", "jürgen_ö", "Q7ZZ-91", "491511234567", 491511234567])
 def test_ids_of_every_kind_are_found_in_every_kind_of_file(run, send, hub, raw):
     users = [json.loads(line) for line in (run / "corpora" / "users.jsonl").read_text().splitlines()]
@@ -238,6 +289,19 @@ def test_without_user_embeddings_people_are_served_by_their_history(run, send, h
     served = pipeline("recommendation", model="me/repo", trust_remote_code=True)
     assert best(served) == expected
     assert served.model.config.num_users == 40
+
+
+def test_folders_that_an_earlier_version_put_before_a_name_stay_here(run, send, hub):
+    results = json.loads((run / "model" / "results.json").read_text())
+    info = json.loads((run / "corpora" / "info.json").read_text())
+    for path, whole, data in (("model/results.json", results, results["data"]), ("corpora/info.json", info, info)):
+        data["source"] = {"t.csv": "00", "anna.secret/t.csv": "11"}
+        (run / path).write_text(json.dumps(whole))
+    assert send(run, "me/repo", "--dataset", "me/data", "--private")[0] == 0
+    files = hub.repo("me/repo")
+    assert json.loads(files["results.json"])["data"]["source"] == {"t.csv": "00", "t.csv (2)": "11"}
+    for content in (*files.values(), *hub.repo("me/data", "dataset").values()):
+        assert b"anna.secret" not in content
 
 
 # Looking before, pushing again.
