@@ -241,14 +241,15 @@ class RecommendationPipeline(Pipeline):
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         custom_object_save(self, folder)
+        # First, since it is the largest: where it cannot be written, what stands beside it still fits what was there.
+        super().save_pretrained(save_directory, **kwargs)
         copies = {"items.jsonl": self.items_file, "users.jsonl": self.users_file if self.publishes_users else None}
         for name, file in copies.items():
             if file is not None and self.is_changed:
                 write_records(folder / name, self.item_records if name == "items.jsonl" else self._marked_users())
             elif file is not None and file.resolve() != (folder / name).resolve():
                 shutil.copyfile(file, folder / name)
-        super().save_pretrained(save_directory, **kwargs)
-        if users is not None:  # last: where the model could not be written, the file it needs is still what it was
+        if users is not None:
             users_file.parent.mkdir(parents=True, exist_ok=True)
             write_records(users_file, records)
             self.users_changed = False

@@ -696,6 +696,21 @@ def test_items_that_cannot_be_added_change_nothing(changing, items, message):
     assert not changing.is_changed
 
 
+def test_where_the_model_cannot_be_written_its_items_stay_those_that_fit_it(well_read, tmp_path, monkeypatch):
+    folder = shutil.copytree(well_read, tmp_path / "model")
+    rec = pipeline("recommendation", model=str(folder), trust_remote_code=True)
+    before = rec({"history": [ITEMS[0]]})
+    rec.add_items([{"id": "new", "text": TEXTS[0]}])
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rec.model, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left"):
+        rec.save_pretrained(folder)
+    assert pipeline("recommendation", model=str(folder), trust_remote_code=True)({"history": [ITEMS[0]]}) == before
+
+
 def test_ids_and_titles_of_a_data_frame_are_saved_and_found_again(changing, tmp_path):
     frame = pd.DataFrame({"id": np.array([7, 8]), "title": ["The seven", math.nan], "text": ["stars", "tables"]})
     changing.add_items(frame.assign(id=frame["id"].astype(object)).to_dict("records"))
