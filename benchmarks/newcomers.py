@@ -284,8 +284,8 @@ def main() -> None:
     usual = before.get("default", {"figures": {}})["figures"] if label != "default" else {}
     for name, row in rows.items():
         line = f"{name:<64} {shown(row)}"
-        if len(usual.get(name, {}).get("draws", ())) == len(row["draws"]):
-            pairs = zip(row["draws"], usual[name]["draws"], strict=True)
+        if name in usual and len(usual[name]["draws"]) in (1, len(row["draws"])):  # 1: of explanations alone
+            pairs = itertools.zip_longest(row["draws"], usual[name]["draws"])
             differences = summary([None if a is None or b is None else a - b for a, b in pairs])
             line += f"   default {usual[name]['mean']:.3f}, within a draw {shown(differences, '+')}"
         print(line)

@@ -145,6 +145,7 @@ class RecommendationPipeline(Pipeline):
                 "this model comes without users.jsonl, so that nobody can tell its users apart; open it with "
                 'pipeline("recommendation", model=…, users=path) if you have that file'
             )
+        _ = self.users  # refuses a file that is not the model's
         return list(read_records(self.users_file))
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
@@ -325,8 +326,8 @@ class RecommendationPipeline(Pipeline):
             if record.get("id") is None or not isinstance(record.get("text"), str):
                 raise ValueError(f'an item is {{"id": raw id, "title": "…", "text": "…"}}, not {record!r}')
             record["id"] = plain_id(record["id"])
-            if not isinstance(record["title"], str):  # of a data frame, NaN
-                record["title"] = None
+            title = record["title"]
+            record["title"] = None if title is None or title != title else str(title)  # NaN: of a data frame
         self._check_new([record["id"] for record in records], self.item_index, "item")
         known = self.item_records
         indices = self.model.add_items([self._item_text(record) for record in records])

@@ -27,7 +27,7 @@ from training.stages.initialisation import start_from_factors
 from training.stages.loop import save_weights, train
 from training.stages.model import check_backbone, learn_backbone, make_model
 from training.stages.towers import Towers
-from training.stages.warm_start import start_from_run
+from training.stages.warm_start import start_from_run, train_on_what_is_known
 
 logger = logging.getLogger("training.pretrain")
 
@@ -62,12 +62,14 @@ def pretrain(
     run.check_free("pretrain", resume=resume, overwrite=overwrite)
     check_backbone(recipe)
     chosen = run.chosen()
-    run.check_start(init_from)
+    run.check_start(init_from, resume=resume)
     accelerator = make_accelerator(recipe, recipe.pretrain, run.folder)
     started = time.perf_counter()
     interactions = None
     if accelerator.is_main_process:
         interactions = build_interactions(read_tables(recipe.data, frame), recipe.data, recipe.seed, refit=recipe.refit)
+        if init_from is not None:
+            interactions = train_on_what_is_known(interactions, Path(init_from))
         if resume:
             run.check_checkpoint("pretrain", expected_fingerprint(run.corpora, recipe, interactions.source))
     with logged(run, accelerator):

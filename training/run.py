@@ -84,16 +84,25 @@ class Run:
             run.check_checkpoint(stage, open_corpora(run.corpora).fingerprint_with(run.recipe))
         return run
 
-    def check_start(self, init_from: str | Path | None) -> None:
-        """Refuse a refit that does not start where the run that it follows did.
+    def check_start(self, init_from: str | Path | None, *, resume: bool = False) -> None:
+        """Refuse a refit that does not start where the run that it follows did, and to go on from elsewhere than it started.
 
         Raises:
             InputError: saying with which `--init-from` it has to be run.
         """
+        if resume and init_from is None and self.start.is_file():
+            begun = json.loads(self.start.read_text("utf-8"))["init_from"]
+            raise InputError(
+                f"{self.folder} started from {begun}; go on as it was begun, with training/pretrain.py or training/finetune.py and "
+                f"--init-from {begun}, or start anew with --overwrite"
+            )
         chosen = self.chosen()
         theirs = None if chosen is None or not chosen.start.is_file() else json.loads(chosen.start.read_text("utf-8"))
-        wanted = None if theirs is None else Path(theirs["init_from"]).resolve()
-        if chosen is not None and wanted != (None if init_from is None else Path(init_from).resolve()):
+        given, wanted = (path if path is None else Path(path) for path in (init_from, theirs and theirs["init_from"]))
+        same = (given is None) == (wanted is None)
+        if given is not None and wanted is not None and wanted.exists():  # it may have been moved since
+            same = given.resolve() == wanted.resolve()
+        if chosen is not None and not same:
             remedy = "leave --init-from out" if theirs is None else f"give --init-from {theirs['init_from']}"
             raise InputError(f"refit: it starts as {chosen.folder} did, which it follows; {remedy}")
 

@@ -437,9 +437,14 @@ def test_a_users_file_of_another_state_of_the_catalogue_is_refused(private, tmp_
     for model, users in ((tmp_path / "saved", old), (folder, tmp_path / "new.jsonl")):
         stale = pipeline("recommendation", model=str(model), trust_remote_code=True, users=users)
         assert stale({"history": ["numpy"]})
-        for ask in (lambda: stale({"user": "ann"}), lambda: stale.remove_items(["numpy"])):  # noqa: B023 (called at once)
+        for ask in (
+            lambda: stale({"user": "ann"}),  # noqa: B023 (called at once)
+            lambda: stale.remove_items(["numpy"]),  # noqa: B023
+            lambda: stale.save_pretrained(tmp_path / "again", users=tmp_path / "again.jsonl"),  # noqa: B023
+        ):
             with pytest.raises(ValueError, match=r"is of another state of the catalogue than the model"):
                 ask()
+    assert not (tmp_path / "again.jsonl").exists()
 
 
 def test_the_same_change_with_and_without_the_users_gives_the_same_mark(private, tmp_path):
@@ -714,13 +719,15 @@ def test_where_the_model_cannot_be_written_its_items_stay_those_that_fit_it(well
 def test_ids_and_titles_of_a_data_frame_are_saved_and_found_again(changing, tmp_path):
     frame = pd.DataFrame({"id": np.array([7, 8]), "title": ["The seven", math.nan], "text": ["stars", "tables"]})
     changing.add_items(frame.assign(id=frame["id"].astype(object)).to_dict("records"))
-    changing.add_items([{"id": np.int64(9), "title": None, "text": "web"}, {"id": np.float32(0.5), "text": "web"}])
+    changing.add_items(
+        [{"id": np.int64(9), "title": None, "text": "web"}, {"id": np.float32(0.5), "title": 1984, "text": "web"}]
+    )
     changing.add_users([{"id": np.int64(7), "history": np.array([7, 9])}, {"id": np.uint8(8), "history": None}])
-    assert changing.titles[len(ITEMS) :] == ["The seven", "", "", ""]
+    assert changing.titles[len(ITEMS) :] == ["The seven", "", "", "1984"]
     changing.save_pretrained(tmp_path / "changed")
     again = pipeline("recommendation", model=str(tmp_path / "changed"), trust_remote_code=True)
     assert again.item_ids[len(ITEMS) :] == [7, 8, 9, 0.5]
-    assert [record["title"] for record in again.item_records[len(ITEMS) :]] == ["The seven", None, None, None]
+    assert [record["title"] for record in again.item_records[len(ITEMS) :]] == ["The seven", None, None, "1984"]
     assert_same_answer(again({"user": 7}), changing({"user": 7}))
     assert again.preprocess({"user": "7"})["person"][1] == (len(ITEMS), len(ITEMS) + 2)
 

@@ -166,10 +166,23 @@ def test_it_has_to_start_where_the_run_before_it_did(taught, store_run, store_fr
         pretrain(taught.anew, frame=store_frame, overwrite=True, init_from=store_run.folder)
     begun = replace(taught.recipe, output_dir=str(tmp_path))
     shutil.copytree(taught.run.folder, tmp_path / "store")
-    Run.of(begun).start.write_text(json.dumps({"init_from": "runs/older"}))
+    older = tmp_path / "older"
+    Run.of(begun).start.write_text(json.dumps({"init_from": str(older)}))
+    again = Run.of(replace(begun, refit=True))
+    again.check_start(store_run.folder)  # where the older run stood there is nothing: it may have been moved
+    older.mkdir()
     for other in (None, store_run.folder):
-        with pytest.raises(InputError, match="give --init-from runs/older"):
+        with pytest.raises(InputError, match=f"give --init-from {older}"):
             pretrain(replace(begun, refit=True), frame=store_frame, init_from=other)
+    again.check_start(older / ".." / "older")
+
+
+def test_a_run_that_started_from_another_goes_on_from_there(taught, store_frame, tmp_path):
+    begun = replace(taught.recipe, output_dir=str(tmp_path))
+    shutil.copytree(taught.run.folder, tmp_path / "store")
+    Run.of(begun).start.write_text(json.dumps({"init_from": "runs/older"}))
+    with pytest.raises(InputError, match=r"started from runs/older; go on as it was begun.*--init-from runs/older"):
+        pretrain(begun, frame=store_frame, resume=True)
 
 
 def test_a_run_names_the_run_that_it_started_from(taught, store_run, store_frame, tmp_path):

@@ -283,9 +283,10 @@ def check(api: HfApi, plan: Plan, options: Options) -> None:
         refusals.append(f"no licence is stated, and a public repo needs one: {plan.where}, or push with --private")
     if plan.strangers is None and not options.ids_are_words:
         refusals.append(
-            f"the run has no corpora/, so nothing tells whether raw user ids stand in what goes to {repo.name}; put that folder back "
-            "or build it again with training/show_corpus.py and the run's recipe, publish the users (data.publish_users), or, where "
-            "any ids in it are common words too, say --user-ids-are-words"
+            f"the run has no corpora/, or an earlier version built them, so nothing tells whether raw user ids stand in what goes to "
+            f"{repo.name}; put that folder back, build it with training/show_corpus.py and the run's recipe where it is gone, train again "
+            "where it is old, publish the users (data.publish_users), or, where any ids in it are common words too, say "
+            "--user-ids-are-words"
         )
     if plan.strangers and not options.ids_are_words:
         shown = "; ".join(f"{path}: {', '.join(found)}" for path, found in sorted(plan.strangers.items()))

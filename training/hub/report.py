@@ -60,7 +60,8 @@ def about_search(
         but: What was left out of the files.
 
     Returns:
-        Sentences, and the ids that were found by file; None where the run's corpora are gone, so that none was looked for.
+        Sentences, and the ids that were found by file; None where the run's corpora are gone, or an earlier
+        version built them, so that not all were looked for.
     """
     ids = user_ids(run)
     if ids is None:
@@ -73,9 +74,9 @@ def about_search(
         ]
         if not (run / "corpora" / DROPPED_USERS).is_file():
             sentences.append(
-                "the raw ids of users that the filters dropped were not looked for: an earlier version built corpora/, "
-                "where training/pretrain.py --resume adds them"
+                "the raw ids of users that the filters dropped were not looked for: an earlier version built corpora/, and did not keep them"
             )
+            return sentences, None
         return sentences, {}
     return [], found
 

@@ -1,6 +1,9 @@
 """A start from another run: its users and items, known by their raw ids, lend their embeddings; so does its backbone."""
 
+import hashlib
 import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ import torch
 from configuration.errors import InputError
 from modeling_cllm4rec import CLLM4RecForRecommendation
 from training.data.corpora import Corpora, open_corpora
+from training.data.interactions import TRAIN, VALIDATION, Interactions
 from training.evaluation.scoring import split_matrix
 
 logger = logging.getLogger(__name__)
@@ -23,8 +27,7 @@ def start_from_run(model: CLLM4RecForRecommendation, corpora: Corpora, folder: P
         folder: The other run's folder.
 
     Raises:
-        InputError: if the folder holds no trained run, its backbone is another one, it knows none of the items, or it has learnt from
-            pairs that are held out here.
+        InputError: if the folder holds no trained run, its backbone is another one, or it knows none of the items.
     """
     if not (folder / "model" / "config.json").is_file():
         raise InputError(
@@ -37,12 +40,14 @@ def start_from_run(model: CLLM4RecForRecommendation, corpora: Corpora, folder: P
             f"--init-from {folder}: it was trained with another backbone or vocabulary than this recipe's; use its recipe's "
             "backbone, and data with the same text"
         )
-    places = [places_of(corpora.users(), theirs.users()), places_of(corpora.items(), theirs.items())]
+    places = [
+        positions([row["id"] for row in here], (row["id"] for row in there))
+        for here, there in ((corpora.users(), theirs.users()), (corpora.items(), theirs.items()))
+    ]
     if not (places[1] >= 0).any():
         raise InputError(
             f"--init-from {folder}: it knows none of this data set's items; it was trained on another data set"
         )
-    check_held_out(corpora, theirs, places[0], places[1], folder)
     for kind, found in zip(("users", "items"), places, strict=True):
         logger.info("start: %d of %d %s are known from %s", (found >= 0).sum(), len(found), kind, folder)
     if not other.config.user_embeddings:
@@ -59,35 +64,47 @@ def start_from_run(model: CLLM4RecForRecommendation, corpora: Corpora, folder: P
             model.model.item_bias[known] = other.model.item_bias[places[1][known]]
 
 
-def places_of(here: list[dict], there: list[dict]) -> np.ndarray:
-    """Where each of these users or items stands in another run, by its raw id, `(len(here),)` int64; -1 where it does not know it."""
-    known = {row["id"]: place for place, row in enumerate(there)}
-    return np.array([known.get(row["id"], -1) for row in here], np.int64)
-
-
-def check_held_out(corpora: Corpora, theirs: Corpora, users: np.ndarray, items: np.ndarray, folder: Path) -> None:
-    """Refuse a start from a run that was trained on pairs which are held out here: no figure would mean anything.
+def train_on_what_is_known(interactions: Interactions, folder: Path) -> Interactions:
+    """Move held-out pairs that another run has learnt from into train: what is judged on them would be flattered.
 
     Args:
-        corpora: The fresh run's.
-        theirs: The other run's.
-        users: Of [`places_of`], of the fresh run's users in the other.
-        items: Alike.
-        folder: Of the other run.
+        interactions: The fresh run's, with their split.
+        folder: The other run's folder.
+
+    Returns:
+        The same where nothing is moved; else `log` says how many were, and `source` what the other run had learnt from.
 
     Raises:
-        InputError: if there are such pairs.
+        InputError: if nothing is left for validation.
     """
-    learnt, seen = split_matrix(theirs, "recommendation"), {}
-    for name in ("validation", "test"):
-        pairs = split_matrix(corpora, name).tocoo()
-        rows, columns = users[pairs.row], items[pairs.col]
-        known = (rows >= 0) & (columns >= 0)
-        seen[name] = int(learnt[rows[known], columns[known]].sum()) if known.any() else 0
-    if any(seen.values()):
-        split = corpora.info["recipe"]["data"]["split"]
+    if not (folder / "corpora" / "info.json").is_file():
+        return interactions  # refused when the start is made
+    theirs = open_corpora(folder / "corpora")
+    learnt = split_matrix(theirs, "recommendation")
+    users = positions(interactions.user_ids, (row["id"] for row in theirs.users()))[interactions.users]
+    items = positions(interactions.item_ids, (row["id"] for row in theirs.items()))[interactions.items]
+    held_out = np.flatnonzero((interactions.splits != TRAIN) & (users >= 0) & (items >= 0))
+    moved = held_out[np.asarray(learnt[users[held_out], items[held_out]]).ravel() > 0] if len(held_out) else held_out
+    if not len(moved):
+        return interactions
+    splits = interactions.splits.copy()
+    splits[moved] = TRAIN
+    if not (splits == VALIDATION).any():
         raise InputError(
-            f"--init-from {folder}: it was trained on {seen['validation']} of this run's validation pairs and {seen['test']} of its test "
-            f"pairs (data.split={split}), so no figure would mean anything; hold out what is newer: data.split=leave_last_out, or "
-            "data.split=given with a column that puts what that run was trained on into train"
+            f"--init-from {folder}: it was trained on all that is held out here for validation, which chooses the best epoch; more newer "
+            "pairs are needed, or another split (data.split)"
         )
+    name = f"what {folder.name} was trained on"
+    digest = hashlib.sha256(learnt.indptr.tobytes() + learnt.indices.tobytes()).hexdigest()
+    return replace(
+        interactions,
+        splits=splits,
+        source=interactions.source | {name: digest},
+        log=interactions.log | {"held_out_pairs_trained_on_before": len(moved)},
+    )
+
+
+def positions(ids: Sequence[str | int], there: Iterable[str | int]) -> np.ndarray:
+    """Where each of these raw ids stands in another run, `(len(ids),)` int64; -1 where that does not know it."""
+    known = {raw: place for place, raw in enumerate(there)}
+    return np.array([known.get(raw, -1) for raw in ids], np.int64)

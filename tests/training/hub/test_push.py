@@ -231,7 +231,7 @@ def test_raw_ids_of_users_that_were_dropped_stop_the_push_too(store_recipe, stor
 
 def test_without_corpora_nothing_tells_the_ids_and_the_push_is_refused(run, send, hub):
     shutil.rmtree(run / "corpora")
-    complaint = "the run has no corpora/, so nothing tells whether raw user ids stand in what goes to me/repo"
+    complaint = "the run has no corpora/, or an earlier version built them, so nothing tells whether raw user ids stand in what goes to me/repo"
     assert f"would be refused: {complaint}" in send(run, "me/repo", "--dry-run")[1]
     code, _, said = send(run, "me/repo")
     assert (code, complaint in said, bool(hub.repos)) == (2, True, False)
@@ -239,6 +239,14 @@ def test_without_corpora_nothing_tells_the_ids_and_the_push_is_refused(run, send
     page = hub.repo("me/repo")["README.md"].decode()
     assert "Whether words in them are raw user ids too was not looked at." in page
     assert "No raw user id" not in page
+
+
+def test_corpora_of_an_earlier_version_do_not_tell_the_ids_of_dropped_users(run, send, hub):
+    (run / "corpora" / "dropped_users.parquet").unlink()
+    code, _, said = send(run, "me/repo")
+    assert (code, "an earlier version built them, so nothing tells" in said, bool(hub.repos)) == (2, True, False)
+    assert send(run, "me/repo", "--user-ids-are-words")[0] == 0
+    assert "was not looked at" in hub.repo("me/repo")["README.md"].decode()
 
 
 def test_without_corpora_published_users_go(run, send, hub):
