@@ -282,7 +282,8 @@ def made(info: Mapping[str, Any], data: Data) -> list[str]:
         "leave_last_out": "Each user's last item is test, the one before validation",
         "given": "The split came with the source",
     }[data.split]
-    counts = info["counts"]
+    counts, moved = info["counts"], filtered.get("held_out_pairs_trained_on_before")
+    split += f", but {moved:,} pairs that an earlier model was trained on stay in train" if moved else ""
     return [
         *(words.format(filtered[name]) for name, words in steps.items() if filtered.get(name)),
         f"{split}: {counts['train']:,} train, {counts['validation']:,} validation, {counts['test']:,} test",

@@ -299,6 +299,14 @@ def test_without_baselines_the_page_says_that_there_is_nothing_to_compare_with(r
     assert [row[0] for row in rows_of(card, "Bias")[-1:]] == ["CLLM4Rec"]
 
 
+def test_pairs_that_an_earlier_model_was_trained_on_are_said_to_be_for_training(results, recipe):
+    assert "was trained on them" not in card_text(results, recipe, repo_id="me/store")
+    results["data"]["filtered"]["held_out_pairs_trained_on_before"] = 1_234
+    assert "; 1,234 that would be held out are for training, since the model that" in card_text(
+        results, recipe, repo_id="me/store"
+    )
+
+
 def test_without_a_test_split_nothing_is_claimed(results, recipe):
     nothing = {"value": None, "standard_error": None}
     none = dict.fromkeys(("ndcg_at_100", "recall_at_20", "recall_at_40"), nothing) | {"num_users": 0}
