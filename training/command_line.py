@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import datasets
+import torch
 import transformers
 
 from configuration.errors import InputError
@@ -64,3 +65,5 @@ def run_plainly(function: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on or starts anew", file=sys.stderr)
         raise SystemExit(130) from None
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

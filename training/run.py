@@ -252,7 +252,9 @@ def logged(run: Run, accelerator: Accelerator, *, tracker: bool = True) -> Itera
                     folder.rmdir()
         raise
     finally:
-        accelerator.end_training()
+        # Not end_training: it takes the processes' connection down, and a second one is not reliably made (--init-from needs it).
+        for kept in accelerator.trackers:
+            kept.finish()
         root.setLevel(level)
         for handler in handlers:
             root.removeHandler(handler)
@@ -277,9 +279,8 @@ def make_accelerator(recipe: Recipe, stage: Stage | None, folder: Path) -> Accel
     precision = "no" if stage is None else stage.mixed_precision
     if precision == "auto":
         precision = "bf16" if computes_in_bf16("cpu" if on_cpu else "cuda") else "no"
-    # One process runs one stage after the other (a notebook, --init-from): Accelerate would keep the precision of the first one for
-    # good, and hold processes for connected whose group the end of the first one took down.
-    AcceleratorState._reset_state(reset_partial_state=True)
+    # One process runs one stage after the other (a notebook, --init-from); Accelerate would keep the precision of the first one for good.
+    AcceleratorState._reset_state()
     try:
         return Accelerator(
             cpu=on_cpu,
