@@ -29,7 +29,7 @@ def test_the_reference_bears_an_encoder_one_of_whose_numbers_never_changes():
     texts = [f"{'red' if row % 2 else 'blue'} thing of {row}" for row in range(12)]
 
     def read(texts):
-        return np.array([[0.3, float("red" in text), float("blue" in text)] for text in texts])
+        return np.array([[0.5, float("red" in text), float("blue" in text)] for text in texts])
 
     scores = ridge_scores(texts, np.eye(2)[[row % 2 for row in range(12)]], ["red", "blue"], np.ptp, read)
     assert scores.argmax(1).tolist() == [1, 0]

@@ -17,7 +17,7 @@ from configuration.recipe import Data, SideTable
 from training.data.corpora import USER_TEXT, build_corpora
 from training.data.interactions import build_interactions
 from training.data.readers import read_tables
-from training.hub.dataset import recipe_for_dataset, write_dataset_folder
+from training.hub.dataset import made, recipe_for_dataset, write_dataset_folder
 from training.hub.privacy import found_user_ids
 
 
@@ -390,3 +390,13 @@ def test_the_cards_python_and_recipe_work_with_the_hub_alone(pushed, rebuild, sh
     assert "['The apron', 'The broom', 'The chair', 'The drill', 'The easel']" in capsys.readouterr().out
     (tmp_path / "goods.yaml").write_text(recipe)
     check_same(shop, rebuild(replace(shop_recipe, data=load_recipe(tmp_path / "goods.yaml").data)))
+
+
+def test_pairs_that_an_earlier_model_was_trained_on_are_said_to_stay_in_train(shop_recipe):
+    info = {"seed": 42, "counts": {"train": 8, "validation": 1, "test": 1}, "filtered": {}}
+    assert "stay in train" not in made(info, shop_recipe.data)[-1]
+    info["filtered"]["held_out_pairs_trained_on_before"] = 1_234
+    assert (
+        ", but 1,234 pairs that an earlier model was trained on stay in train: 8 train"
+        in made(info, shop_recipe.data)[-1]
+    )
