@@ -59,7 +59,7 @@ transformers.utils.logging.disable_progress_bar()
 imported = time.perf_counter() - started
 rec = pipeline("recommendation", model=sys.argv[1], trust_remote_code=True)
 opened = time.perf_counter() - started
-rec({"history": [rec.item_ids[0], rec.item_ids[1]]})
+rec({"history": [rec.records.item_ids[0], rec.records.item_ids[1]]})
 first = time.perf_counter() - started
 memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps({"import": imported, "pipeline": opened - imported, "first": first - opened, "memory": memory}))

@@ -259,7 +259,7 @@ def answer_requests(folder: Path, repeats: int, count: int) -> tuple[list[dict[s
     for number in range(repeats + 1):
         found: dict[str, list[float]] = {"recommend()": [], "pipeline": [], "product": []}
         for history in random_histories(model.config.num_items, count, seed=number):
-            raw = [recommend.item_ids[item] for item in history]
+            raw = [recommend.records.item_ids[item] for item in history]
             calls = (
                 lambda history=history: model.recommend([history], k=TOP),
                 lambda raw=raw: recommend({"history": raw}, top_k=TOP),

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification
 
 from configuration.errors import InputError
 from configuration.load import load_recipe
-from modeling_cllm4rec.pipeline_cllm4rec import read_records
+from modeling_cllm4rec.records_cllm4rec import read_records
 from training.command_line import run_plainly
 from training.data.batches import layout_of
 from training.data.corpora import open_corpora

@@ -27,7 +27,6 @@ from modeling_cllm4rec import (
     RecommendationPipeline,
     TokenizerWithUserItemIDTokens,
 )
-from modeling_cllm4rec.pipeline_cllm4rec import LINES_AT_ONCE, plain_id, read_records, write_records
 from modeling_cllm4rec.text_cllm4rec import TextMap, terms_of, words_of
 from modeling_cllm4rec.tokenization_cllm4rec import train_byte_level_bpe
 
@@ -341,19 +340,6 @@ def test_files_that_are_not_the_models_are_refused(folder, name, content, messag
         pipeline("recommendation", model=str(folder), trust_remote_code=True)({"user": "ann"})
 
 
-def test_lines_that_are_parsed_together_give_what_each_gives_alone(tmp_path):
-    lines = [{"id": number, "title": f"{number}, [{number}] \u2028 \\n"} for number in range(2 * LINES_AT_ONCE + 1)]
-    assert list(read_records(write_lines(tmp_path / "items.jsonl", lines))) == lines
-
-
-@pytest.mark.parametrize("line", ["", "[]", '"id"', '{"title": "id"}', '{"id": 1}, {"id": 2}', '{"id": 1', "null"])
-def test_a_wrong_line_is_named_wherever_it_stands(tmp_path, line):
-    good = [f'{{"id": {number}}}' for number in range(LINES_AT_ONCE + 1)]
-    (tmp_path / "items.jsonl").write_text("\n".join([*good, line, *good]))
-    with pytest.raises(ValueError, match=rf"items\.jsonl, line {LINES_AT_ONCE + 2}: not a JSON object with an \"id\""):
-        list(read_records(tmp_path / "items.jsonl"))
-
-
 def test_a_model_object_serves_once_the_package_is_imported(complete, rec):
     model = CLLM4RecForRecommendation.from_pretrained(complete).train()
     tokenizer = AutoTokenizer.from_pretrained(complete)
@@ -478,14 +464,6 @@ def test_a_path_for_users_whom_nobody_knows_is_refused_before_anything_is_writte
     assert not (tmp_path / "saved").exists()
 
 
-def test_records_that_cannot_be_written_leave_the_file_and_nothing_beside_it(tmp_path):
-    path = write_lines(tmp_path / "users.jsonl", [{"id": "ann"}])
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        write_records(path, [{"id": "bob"}, {"id": object()}])
-    assert [file.name for file in tmp_path.iterdir()] == ["users.jsonl"]
-    assert path.read_text() == '{"id": "ann"}\n'
-
-
 @pytest.fixture
 def repo(complete, hub, tmp_path):
     """A repo on the Hub, of two commits: the titles and the users are new in the second."""
@@ -505,7 +483,7 @@ def test_items_and_users_come_from_the_models_own_revision(repo, rec, which):
     answer = opened({"history": ["numpy"]})
     assert [row["item"] for row in answer] == [row["item"] for row in rec({"history": ["numpy"]})]
     assert answer[0]["title"] == ["old", f"The {answer[0]['item']}"][which]
-    assert (opened.users_file is None) == (which == 0)
+    assert (opened.records.users_file is None) == (which == 0)
 
 
 def test_the_commit_is_kept_by_every_way_of_loading(repo):
@@ -675,7 +653,7 @@ def test_new_items_and_users_are_served_saved_and_opened_again(changing, well_re
     changing.save_pretrained(tmp_path / "changed")
     again = pipeline("recommendation", model=str(tmp_path / "changed"), trust_remote_code=True)
     assert_same_answer(again({"user": "eve"}, top_k=4), served)
-    assert again.titles[-1] == "The starcat"
+    assert again.records.titles[-1] == "The starcat"
     assert again.tokenizer.encode("user_4 item_7", add_special_tokens=False) == [257 + 4, 257 + 5 + 7]
     assert again.model.config.vocab_size == len(again.tokenizer)
     assert json.loads((tmp_path / "changed" / "items.jsonl").read_text().splitlines()[-1])["text"] == "stars in tables"
@@ -697,8 +675,8 @@ def test_new_items_and_users_are_served_saved_and_opened_again(changing, well_re
 def test_items_that_cannot_be_added_change_nothing(changing, items, message):
     with pytest.raises(ValueError, match=message):
         changing.add_items(items)
-    assert changing.model.config.num_items == len(ITEMS) == len(changing.item_ids)
-    assert not changing.is_changed
+    assert changing.model.config.num_items == len(ITEMS) == len(changing.records.item_ids)
+    assert not changing.records.is_changed
 
 
 def test_where_the_model_cannot_be_written_its_items_stay_those_that_fit_it(well_read, tmp_path, monkeypatch):
@@ -723,22 +701,13 @@ def test_ids_and_titles_of_a_data_frame_are_saved_and_found_again(changing, tmp_
         [{"id": np.int64(9), "title": None, "text": "web"}, {"id": np.float32(0.5), "title": 1984, "text": "web"}]
     )
     changing.add_users([{"id": np.int64(7), "history": np.array([7, 9])}, {"id": np.uint8(8), "history": None}])
-    assert changing.titles[len(ITEMS) :] == ["The seven", "", "", "1984"]
+    assert changing.records.titles[len(ITEMS) :] == ["The seven", "", "", "1984"]
     changing.save_pretrained(tmp_path / "changed")
     again = pipeline("recommendation", model=str(tmp_path / "changed"), trust_remote_code=True)
-    assert again.item_ids[len(ITEMS) :] == [7, 8, 9, 0.5]
-    assert [record["title"] for record in again.item_records[len(ITEMS) :]] == ["The seven", None, None, "1984"]
+    assert again.records.item_ids[len(ITEMS) :] == [7, 8, 9, 0.5]
+    assert [record["title"] for record in again.records.items[len(ITEMS) :]] == ["The seven", None, None, "1984"]
     assert_same_answer(again({"user": 7}), changing({"user": 7}))
     assert again.preprocess({"user": "7"})["person"][1] == (len(ITEMS), len(ITEMS) + 2)
-
-
-@pytest.mark.parametrize(
-    ("raw", "plain"),
-    [(np.int64(3), 3), (np.float64(2.5), 2.5), (Fraction(1, 2), 0.5), ("a", "a"), (Fraction(4, 2), 2.0), (3, 3)],
-)
-def test_ids_are_kept_as_json_carries_them(raw, plain):
-    found = plain_id(raw)
-    assert (found, type(found)) == (plain, type(plain))
 
 
 def test_a_title_says_what_an_item_is_as_it_did_in_training(changing, tmp_path):
@@ -747,7 +716,7 @@ def test_a_title_says_what_an_item_is_as_it_did_in_training(changing, tmp_path):
     rows = changing.model.model.item_embeddings.weight[len(ITEMS) :]
     assert torch.equal(rows[0], rows[1])
     assert not torch.equal(rows[0], rows[2])
-    assert changing.item_records[len(ITEMS)]["text"] == "stars"
+    assert changing.records.items[len(ITEMS)]["text"] == "stars"
     person, state = {"history": ["numpy"]}, changing.model.query_states([[0]])[0]
     named = [changing.explain(person, raw, top_k=9)["words"] for raw in ("a", "b")]
     assert named[0] == named[1] == changing._words_for("Web pages. stars", state)

@@ -45,6 +45,7 @@ MODEL_FILES = [
     "packing_cllm4rec.py",
     "pipeline_cllm4rec.py",
     "ranking_cllm4rec.py",
+    "records_cllm4rec.py",
     "recipe.yaml",
     "text_cllm4rec.py",
     "text_encoder_cllm4rec.py",

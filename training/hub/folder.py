@@ -32,6 +32,7 @@ REMOTE_CODE = (
     "packing_cllm4rec.py",
     "pipeline_cllm4rec.py",
     "ranking_cllm4rec.py",
+    "records_cllm4rec.py",
     "text_cllm4rec.py",
     "text_encoder_cllm4rec.py",
     "tokenization_cllm4rec.py",

@@ -37,7 +37,7 @@ from training.run import Run
 FILES = [
     ".gitattributes", "README.md", "catalogue_cllm4rec.py", "config.json", "configuration_cllm4rec.py", "generation_config.json", "handler.py",
     "items.jsonl", "loss_cllm4rec.py", "model.safetensors", "modeling_cllm4rec.py", "packing_cllm4rec.py",
-    "pictures/curves.png", "pictures/items.png", "pipeline_cllm4rec.py", "ranking_cllm4rec.py", "recipe.yaml", "results.json", "text_cllm4rec.py", "text_encoder_cllm4rec.py", "tokenization_cllm4rec.py",
+    "pictures/curves.png", "pictures/items.png", "pipeline_cllm4rec.py", "ranking_cllm4rec.py", "recipe.yaml", "records_cllm4rec.py", "results.json", "text_cllm4rec.py", "text_encoder_cllm4rec.py", "tokenization_cllm4rec.py",
     "tokenizer.json", "tokenizer_config.json",
 ]  # fmt: skip
 HISTORY = ["thing 01", "thing 04"]
@@ -320,7 +320,7 @@ def test_a_dry_run_says_what_would_go_and_sends_nothing(run, send, hub):
     assert code == 0
     for path in set(FILES) - {".gitattributes"}:
         assert re.search(rf"new +\d+(\.\d)? k?M?B  {re.escape(path)}\n", said), path
-    assert "22 of 22 files" in said
+    assert "23 of 23 files" in said
     assert not hub.repos
     assert {request.method for request in hub.requests} == {"GET"}
 
