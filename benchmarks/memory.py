@@ -121,8 +121,8 @@ def training_bytes(case: Case, of: Measured, labels: int = 0, tokens: int = 0) -
 
     A table of R rows takes `4·d·R`; its two moments twice as much, or, where it is only looked up and its gradients are sparse, `8·d`
     per row that was touched and 4 per row to find it. Gradients are of the tower that learns; sparse ones are activations in size. One
-    more dense one is in the making (an embedding's backward writes a whole table before it is added), or AdamW's temporaries are, which
-    are more unless it is fused. DDP keeps a copy of all dense gradients to send; FSDP2
+    more dense one is in the making at the most (under DDP an embedding's backward writes a whole table before it is added; in bfloat16
+    the head has weights and gradient of half the size besides), or AdamW's temporaries are, which are more unless it is fused. DDP keeps a copy of all dense gradients to send; FSDP2
     divides weights, gradients and moments by N, but gathers all tables for a step, and in doing so has them twice.
 
     Args:

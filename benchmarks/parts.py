@@ -3,7 +3,7 @@
 python benchmarks/parts.py            all of them
 python benchmarks/parts.py --short    fewer documents and repeats
 
-On ml-100k where it is at hand (else on the sample), the frozen GPT-2 of 4 layers, 256 wide, one thread.
+On ml-100k, one of them on amazon-beauty with its larger catalogue, where they are at hand (else on the sample), the frozen GPT-2 of 4 layers, 256 wide, one thread.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def trains(stage: str, recipe: Recipe, corpora: Path, batches: int, without: str
         recipe: Of the run.
         corpora: Its corpora.
         batches: Steps at a call.
-        without: `packing`, `gelu`, `attention`, `chunks`, `gradients`, `positions`, `half`, or `` for none.
+        without: `packing`, `gelu`, `attention`, `chunks`, `gradients`, `positions`, `rows`, `half`, or `` for none.
 
     Returns:
         A function that gives the number of documents.
@@ -69,6 +69,8 @@ def trains(stage: str, recipe: Recipe, corpora: Path, batches: int, without: str
         mock.patch.object(modeling, "next_token_loss", loss_at_once).start()
     elif without == "positions":
         mock.patch.object(modeling, "next_token_loss", loss_everywhere).start()
+    elif without == "rows":
+        steps.towers.base.item_embeddings._forward_hooks.clear()
     elif without == "packing":
         mock.patch.object(modeling.CLLM4RecModel, "forward_packed", forward_padded).start()
     done = itertools.count()
@@ -122,12 +124,13 @@ def row_steps(sparse: bool) -> Callable[[], float]:
 
 
 class Part(NamedTuple):
-    """An optimisation: what is claimed, the stage that shows it, its name in [`trains`], and whether it is one of bfloat16."""
+    """An optimisation: what is claimed, the stage that shows it, its name in [`trains`], whether it is one of bfloat16, and the set."""
 
     claim: str
     stage: str
     name: str
     half: bool = False
+    set: str = "ml-100k"
 
 
 PARTS = (
@@ -136,6 +139,7 @@ PARTS = (
     Part("attention without dropout in one kernel, ÷ with it", "collaborative", "attention"),
     Part("softmax over the words by one kernel in chunks, ÷ logits at once", "content", "chunks"),
     Part("logits where a label is, ÷ everywhere", "content", "positions"),
+    Part("looked-up rows added to the head's gradient, ÷ by autograd", "recommendation", "rows", set="amazon-beauty"),
     Part("bfloat16, ÷ float32", "collaborative", "half", half=True),
     Part("bfloat16: softmax over the words in chunks, ÷ logits at once", "content", "gradients", half=True),
 )
@@ -148,11 +152,12 @@ def claims(short: bool, folder: Path | None = None) -> Iterator[Claim]:
         short: Fewer documents and repeats.
         folder: Where backbone and corpora are kept; without it a temporary one.
     """
-    name, repeats, batches = set_at_hand("ml-100k"), 3 if short else 5, 2 if short else 6
+    repeats, batches = 3 if short else 5, 2 if short else 6
     with tempfile.TemporaryDirectory(prefix="parts-") as temporary:
         where = folder or Path(temporary)
-        corpora = make_corpora(name, where)
         for part in PARTS:
+            name = set_at_hand(part.set)
+            corpora = make_corpora(name, where)
             if part.half and not computes_in_bf16("cpu"):
                 print(f"{part.claim}: not measured, this processor has no instructions for bfloat16")
                 continue
@@ -165,7 +170,8 @@ def claims(short: bool, folder: Path | None = None) -> Iterator[Claim]:
                 found = alternate(part.claim, name, mine, other, unit="documents/s", repeats=repeats, command=COMMAND)
             yield found
         if computes_in_bf16("cpu"):
-            yield kernels_kept(name, where, corpora, 20 if short else 60)
+            name = set_at_hand("ml-100k")
+            yield kernels_kept(name, where, make_corpora(name, where), 20 if short else 60)
     with Worker(row_steps, True) as mine, Worker(row_steps, False) as other:
         found = alternate(
             "row-wise AdamW, ÷ dense", f"{TOUCHED:,} of {ROWS:,} rows", mine, other, unit="steps/s", repeats=repeats,

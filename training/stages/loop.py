@@ -25,7 +25,14 @@ from configuration.errors import InputError
 from configuration.recipe import Stage
 from training.data.batches import Batch, on_device, plan_epoch
 from training.files import write_text, written_whole
-from training.stages.optimiser import RowwiseAdamW, choose_sparse_tables, clip_gradients, reduce_rows, sparse_tables
+from training.stages.optimiser import (
+    RowwiseAdamW,
+    add_looked_up,
+    choose_sparse_tables,
+    clip_gradients,
+    reduce_rows,
+    sparse_tables,
+)
 from training.stages.towers import ObjectiveName, Towers
 
 logger = logging.getLogger(__name__)
@@ -221,6 +228,7 @@ def train_step(
         # Gradients are averaged over processes; the sum is wanted.
         accelerator.backward(loss * processes)
         report += loss.detach()
+    add_looked_up(towers)
     reduce_rows(towers, accelerator)
     if stage.max_grad_norm > 0:
         clip_gradients(accelerator, [p for p in model.parameters() if p.requires_grad], stage.max_grad_norm)

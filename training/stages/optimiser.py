@@ -1,6 +1,7 @@
 """AdamW that steps only the rows of an ID table that a batch touched: time and memory follow the batch, not the catalogue.
 
-Here too: which tables get gradients of rows alone, their sum over processes, and clipping over such gradients and ordinary ones.
+Here too: which tables get gradients of rows alone, their sum over processes, rows that are added to the gradient of a head, and
+clipping over sparse gradients and ordinary ones.
 """
 
 from collections.abc import Callable, Iterable
@@ -199,6 +200,9 @@ def nonzero_rows(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def choose_sparse_tables(towers: Towers, accelerator: Accelerator, *, sampled: bool = False) -> list[nn.Embedding]:
     """Let those ID tables have sparse gradients that are only ever looked up; to be called before `accelerator.prepare`.
 
+    In one process the item table of an exact softmax, whose head makes its gradient dense, has its look-ups kept for
+    [`add_looked_up`]. (DDP sends a dense gradient as soon as the backward pass has made it.)
+
     DDP leaves them alone, [`reduce_rows`] does not: of torch's backends gloo alone reduces sparse gradients, and not reliably. On a
     CPU torch does not add up sparse gradients in float16, so that tables in it keep dense ones.
 
@@ -219,6 +223,10 @@ def choose_sparse_tables(towers: Towers, accelerator: Accelerator, *, sampled: b
             looked_up = name != "item_embeddings" or sampled
             addable = accelerator.device.type != "cpu" or table.weight.dtype != torch.float16
             table.sparse = able and addable and looked_up and table.weight.requires_grad and len(table.weight) > 0
+    items = towers.base.item_embeddings
+    if alone and able and not sampled and items.weight.requires_grad and towers.looked_up is None:
+        towers.looked_up = []
+        items.register_forward_hook(keep_rows(towers.looked_up))
     chosen = sparse_tables(towers)
     if chosen and by_ddp:
         ids = {id(table) for table in chosen}
@@ -230,6 +238,36 @@ def choose_sparse_tables(towers: Towers, accelerator: Accelerator, *, sampled: b
 def sparse_tables(towers: Towers) -> list[nn.Embedding]:
     """The ID tables whose gradients are sparse."""
     return [table for table in towers.base.children() if isinstance(table, nn.Embedding) and table.sparse]
+
+
+def keep_rows(looked_up: list[tuple[torch.Tensor, torch.Tensor]]) -> Callable[..., torch.Tensor | None]:
+    """A forward hook of a table in training, which cuts the rows of a look-up off from it and keeps them with their indices."""
+
+    def cut(table: nn.Module, inputs: tuple[torch.Tensor], rows: torch.Tensor) -> torch.Tensor | None:
+        if not (table.training and rows.requires_grad):
+            return None
+        leaf = rows.detach().requires_grad_()
+        looked_up.append((inputs[0], leaf))
+        return leaf
+
+    return cut
+
+
+@torch.no_grad()
+def add_looked_up(towers: Towers) -> None:
+    """Add what the backward pass left at looked-up rows of the item table to its gradient, in place.
+
+    Autograd itself makes a table of zeros for each look-up and adds it to the head's gradient: time and memory of whole tables for
+    some hundred rows. `python benchmarks/parts.py` prints what this buys.
+    """
+    weight = towers.base.item_embeddings.weight
+    while towers.looked_up:
+        rows, leaf = towers.looked_up.pop()
+        if leaf.grad is None:
+            continue
+        if weight.grad is None:  # no head had a part in the step
+            weight.grad = torch.zeros_like(weight)
+        weight.grad.index_add_(0, rows.flatten(), leaf.grad.flatten(0, -2))
 
 
 @torch.no_grad()

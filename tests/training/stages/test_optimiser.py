@@ -7,8 +7,16 @@ import pytest
 import torch
 from accelerate import DistributedType
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from training.stages.optimiser import RowwiseAdamW, choose_sparse_tables, clip_gradients, nonzero_rows, reduce_rows
+from training.stages.optimiser import (
+    RowwiseAdamW,
+    add_looked_up,
+    choose_sparse_tables,
+    clip_gradients,
+    nonzero_rows,
+    reduce_rows,
+)
 
 FIELDS = {"lr": 0.1, "betas": (0.9, 0.98), "weight_decay": 0.05}
 ROWS, WIDTH = 40, 3
@@ -307,6 +315,75 @@ def test_tables_that_are_only_looked_up_have_sparse_gradients(make_towers, make_
     assert {id(one) for one in chosen} == {id(getattr(towers.base, name)) for name in names}
 
 
+def gradients_of_items(towers, accelerator, *, dense):
+    """Of two parts of a step, which look some items up twice and rank all."""
+    towers = copy.deepcopy(towers).train()
+    if not dense:
+        choose_sparse_tables(towers, accelerator)
+    base = towers.base
+    first_item = base.config.num_words + base.config.num_users
+    for items in ([1, 3, 3], [3, 0]):
+        input_ids = torch.tensor([[0, *(first_item + item for item in items)]])
+        states = base(input_ids).last_hidden_state[:, -1]
+        pulled = base.item_embeddings(torch.tensor(items[:2])).square().sum()
+        (towers.recommender.item_logits(states).logsumexp(-1).sum() + pulled).backward()
+    add_looked_up(towers)
+    return towers.base.item_embeddings.weight.grad
+
+
+def test_rows_are_added_to_the_gradient_of_the_head_in_place(make_towers, make_accelerator):
+    towers, accelerator = make_towers(), make_accelerator("no")
+    expected = gradients_of_items(towers, accelerator, dense=True)
+    assert expected.abs().sum(1).gt(0).all()
+    with Recorded(towers.base.config.num_items) as seen:
+        found = gradients_of_items(towers, accelerator, dense=False)
+    torch.testing.assert_close(found, expected)
+    assert not seen.tables_made
+    with Recorded(towers.base.config.num_items) as seen:
+        gradients_of_items(towers, accelerator, dense=True)
+    assert seen.tables_made  # what the other way would have been seen by
+
+
+class Recorded(TorchDispatchMode):
+    """Counts the tables of so many rows, all zeros but for a few, that look-ups with dense gradients make."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows, self.tables_made = rows, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.tables_made += func is torch.ops.aten.embedding_dense_backward.default and args[2] == self.rows
+        return func(*args, **(kwargs or {}))
+
+
+def test_rows_that_no_head_ranks_have_a_gradient_too(make_towers, make_accelerator):
+    towers = make_towers().train()
+    choose_sparse_tables(towers, make_accelerator("no"))
+    towers.base.item_embeddings(torch.tensor([2, 2])).sum().backward()
+    add_looked_up(towers)
+    assert towers.base.item_embeddings.weight.grad[:, 0].tolist() == [0, 0, 2] + [0] * (
+        towers.base.config.num_items - 3
+    )
+    assert not towers.looked_up
+
+
+def test_rows_are_kept_in_training_alone_and_once(make_towers, make_accelerator):
+    towers = make_towers()
+    for _ in range(2):
+        choose_sparse_tables(towers, make_accelerator("no"))
+    table = towers.base.item_embeddings
+    table.eval()
+    table(torch.tensor([1])).sum().backward()
+    assert not towers.looked_up
+    assert table.weight.grad[1].eq(1).all()
+    table.train()
+    with torch.no_grad():
+        table(torch.tensor([1]))
+    assert not towers.looked_up
+    table(torch.tensor([1]))
+    assert len(towers.looked_up) == 1
+
+
 def test_a_table_without_rows_is_left_alone(make_towers, make_accelerator):
     towers = make_towers()
     towers.base.user_embeddings = nn.Embedding(0, 8)
@@ -347,6 +424,7 @@ def test_what_shards_gradients_gets_dense_ones(make_towers, kind, able):
     towers.base.user_embeddings.sparse = True  # left from a run of another kind
     choose_sparse_tables(towers, SimpleNamespace(distributed_type=kind, device=torch.device("cpu")))
     assert sparse_names(towers) == (LOOKED_UP if able else set())
+    assert towers.looked_up is None
 
 
 def test_ddp_leaves_sparse_tables_alone(make_towers):
