@@ -120,9 +120,9 @@ def training_bytes(case: Case, of: Measured, labels: int = 0, tokens: int = 0) -
     """The parts of what a process holds at its peak, in bytes.
 
     A table of R rows takes `4·d·R`; its two moments twice as much, or, where it is only looked up and its gradients are sparse, `8·d`
-    per row that was touched and 4 per row to find it. Gradients are of the tower that learns; sparse ones are activations in size. One
-    more dense one is in the making at the most (under DDP an embedding's backward writes a whole table before it is added; in bfloat16
-    the head has weights and gradient of half the size besides), or AdamW's temporaries are, which are more unless it is fused. DDP keeps a copy of all dense gradients to send; FSDP2
+    per row that was touched and 4 per row to find it. Gradients are of the tower that learns; sparse ones are activations in size. Under
+    DDP one more dense one is in the making (an embedding's backward writes a whole table before it is added), or AdamW's temporaries
+    are, which are more unless it is fused. DDP keeps a copy of all dense gradients to send; FSDP2
     divides weights, gradients and moments by N, but gathers all tables for a step, and in doing so has them twice.
 
     Args:
@@ -153,7 +153,7 @@ def training_bytes(case: Case, of: Measured, labels: int = 0, tokens: int = 0) -
         [size for name, size in dense.items() if name.startswith("content_") is content] for content in (False, True)
     ]
     largest = max(dense.values(), default=0)
-    in_the_making = largest + 2 * FLOAT * case.items * labels / case.processes
+    in_the_making = (largest if case.processes > 1 else 0) + 2 * FLOAT * case.items * labels / case.processes
     if not of.fused:
         in_the_making = max([in_the_making, *(sum(tower) + max(tower, default=0) for tower in towers)])
     return parts | {
@@ -348,7 +348,7 @@ class Launch:
 
 
 LAUNCHES = (
-    Launch("`cpu.yaml`, `one_gpu.yaml`", "one process, on the CPU or on one GPU", "2·t + 4·i + 2·s", rows_alone=True),
+    Launch("`cpu.yaml`, `one_gpu.yaml`", "one process, on the CPU or on one GPU", "2·t + 3·i + 2·s", rows_alone=True),
     Launch(
         "`multi_gpu.yaml`",
         "several GPUs of one machine; try it out with `two_cpu_processes.yaml`",

@@ -10,8 +10,7 @@ that know the texts: what users with like texts chose (TF-IDF, kernel ridge, one
 topics of histories and of people's own texts against those of the items, and iALS blended with all of these, the teacher of the
 default recipe. The likeness of the items' texts to the history's (cosines of TF-IDF, or of
 sentence vectors where the recipe names a text encoder: text_encoder.name=NAME) has nothing to choose; SASRec (--sasrec) has one setting, and stops on validation. A run is kept in --folder and not done again for the same recipe. Printed is test
-NDCG@100, mean over seeds with its standard deviation, and the paired differences to the classical baselines with their standard errors over users;
---write puts it all into benchmarks/results/quality.json and draws the picture.
+NDCG@100, mean over seeds with its standard deviation, and the paired differences to all baselines with their standard errors over users; --write puts it all into benchmarks/results/quality.json and draws the picture.
 """
 
 import argparse
@@ -27,7 +26,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from scipy.sparse import csr_matrix
 
 from benchmarks.claims import RESULTS
 from benchmarks.sasrec import ranked_by_sasrec
@@ -35,8 +33,10 @@ from benchmarks.sets import PATHS, SAMPLE, set_at_hand, where_the_set_is
 from benchmarks.text_vectors import sentence_vectors
 from configuration.load import load_recipe
 from configuration.recipe import Recipe
-from training.data.corpora import open_corpora
-from training.evaluation.ranking import evaluate_scores, measure_users
+from training.data.corpora import Corpora, open_corpora
+from training.evaluation.bias import Bias
+from training.evaluation.predictions import Parts
+from training.evaluation.ranking import PerUser, as_json, evaluate_scores, mean_over_users, measure_users
 from training.evaluation.scoring import split_matrix
 from training.files import write_text
 from training.finetune import finetune
@@ -124,17 +124,49 @@ def recipe_of(name: str, method: str, seed: int, folder: Path, *overrides: str) 
     return load_recipe(name, method, [*words, *overrides])
 
 
-def blends(recipe: Recipe) -> dict[str, np.ndarray]:
-    """Test NDCG@100 of each user of the teacher, a baseline of its own, and of its parts, their settings chosen on validation.
+class Against:
+    """What a baseline's ranking of the test split is compared with: that of a run, user by user.
 
     Args:
-        recipe: Of a run whose corpora are there.
+        run: A run that has been measured.
+        corpora: Its corpora.
+    """
+
+    def __init__(self, run: Run, corpora: Corpora) -> None:
+        train, validation, test = (split_matrix(corpora, name) for name in ("recommendation", "validation", "test"))
+        self.train, self.seen, self.test = train, (train + validation).tocsr(), test
+        self.ours = Bias(train, test)
+        count = len(list((run.folder / "predictions").glob("part-*")))
+        for ranked in Parts(run.folder / "predictions", run.checkpoints("predict"), count, "").read():
+            self.ours(ranked.users, ranked.items)
+
+    def row(self, per_user: PerUser, bias: Bias, **more: Any) -> Row:
+        """The row of a model by its figures and by what [`Bias`] has read of its ranking."""
+        figures = per_user.figures().to_dict()
+        behind = as_json(mean_over_users(self.ours.ndcg_at_100 - bias.ndcg_at_100))
+        measured = {"test": figures, "bias": bias.to_dict()}
+        error = figures["ndcg_at_100"]["standard_error"]
+        return summary([figures["ndcg_at_100"]["value"]], standard_error=error, behind_model=behind, **more) | others(
+            measured
+        )
+
+    def of(self, model: Teacher, **more: Any) -> Row:
+        """The row of a teacher or a part of one."""
+        bias = Bias(self.train, self.test)
+        everyone = np.arange(self.train.shape[0])
+        return self.row(evaluate_scores(model.scores, everyone, self.seen, self.test, read_block=bias), bias, **more)
+
+
+def blends(recipe: Recipe) -> dict[str, Row]:
+    """Rows of the teacher, a baseline of its own, and of its parts, their settings chosen on validation.
+
+    Args:
+        recipe: Of a run that has been measured.
     """
     run = Run.of(recipe)
     corpora = open_corpora(run.corpora)
-    train, validation, test = (split_matrix(corpora, name) for name in ("recommendation", "validation", "test"))
+    train, validation = (split_matrix(corpora, name) for name in ("recommendation", "validation"))
     blend = fit_teacher(train, validation, corpora, "blend", recipe.seed, run.checkpoints("teacher"))
-    users, seen = np.flatnonzero(np.diff(test.indptr)), (train + validation).tocsr()
     no_factors = replace(blend, user_factors=0 * blend.user_factors, item_factors=0 * blend.item_factors, topics=None)
     has_texts = len(corpora.texts("content")) > 0
     models: dict[str, Teacher] = {}
@@ -156,22 +188,20 @@ def blends(recipe: Recipe) -> dict[str, np.ndarray]:
             vectors = sentence_vectors(states.items)
             alike = vectors @ vectors.T
             models["sentence vectors of items"] = replace(models["texts of items"], from_items=alike)
-    return {label: of(model, users, seen, test) for label, model in models.items()}
+    against = Against(run, corpora)
+    return {label: against.of(model) for label, model in models.items()}
 
 
-def sasrec(recipe: Recipe, python: str) -> np.ndarray:
-    """Test NDCG@100 of each user of SASRec, which knows training items in the order of the data, as ours does."""
-    corpora = open_corpora(Run.of(recipe).corpora)
-    train, validation, test = (split_matrix(corpora, name) for name in ("recommendation", "validation", "test"))
-    users, seen = np.flatnonzero(np.diff(test.indptr)), csr_matrix(train + validation)
+def sasrec(recipe: Recipe, python: str) -> Row:
+    """The row of SASRec, which knows training items in the order of the data, as ours does."""
+    run = Run.of(recipe)
+    corpora = open_corpora(run.corpora)
+    against = Against(run, corpora)
+    users, bias = np.flatnonzero(np.diff(against.test.indptr)), Bias(against.train, against.test)
     histories = corpora.histories("recommendation"), corpora.histories("validation")
-    ranked = ranked_by_sasrec(python, *histories, seen, users, DEPTH, sees_validation=False)
-    return measure_users(ranked, test[users]).ndcg_at_100
-
-
-def of(model: Teacher, users: np.ndarray, seen: Any, test: Any) -> np.ndarray:
-    """NDCG@100 of each user."""
-    return evaluate_scores(model.scores, users, seen, test).ndcg_at_100
+    ranked = ranked_by_sasrec(python, *histories, against.seen, users, DEPTH, sees_validation=False)
+    bias(users, ranked)
+    return against.row(measure_users(ranked, against.test[users]), bias)
 
 
 def summary(values: list[float], **more: Any) -> Row:
@@ -185,17 +215,17 @@ def summary(values: list[float], **more: Any) -> Row:
 
 
 def others(results: Row) -> Row:
-    """What else a row tells beside NDCG@100: recall, coverage, share of the head, by activity and popularity."""
+    """What else a row tells beside NDCG@100: recall, coverage, novelty, share of the head, by activity and popularity."""
     bias = results["bias"]
     return {
         "recall_at_20": results["test"]["recall_at_20"]["value"],
         "coverage_at_10": bias["coverage_at_10"],
+        "novelty_at_10": bias["novelty_at_10"],
         "head_share_at_10": next(
             (group["share_at_10"] for group in bias["by_item_popularity"] if group["group"] == "head"), None
         ),
         "by_item_popularity": {group["group"]: group["ndcg_at_100"]["value"] for group in bias["by_item_popularity"]},
         "by_user_activity": {group["group"]: group["ndcg_at_100"]["value"] for group in bias["by_user_activity"]},
-        "seconds": {stage: cost["seconds"] for stage, cost in results["stages"].items()},
     }
 
 
@@ -217,7 +247,10 @@ def compare(
         ]
         values = [run["test"]["ndcg_at_100"]["value"] for run in runs]
         rows[f"CLLM4Rec, {method}"] = summary(
-            values, standard_error=runs[0]["test"]["ndcg_at_100"]["standard_error"], **others(runs[0])
+            values,
+            standard_error=runs[0]["test"]["ndcg_at_100"]["standard_error"],
+            **others(runs[0]),
+            seconds={stage: cost["seconds"] for stage, cost in runs[0]["stages"].items()},
         )
         by_history = [run["test_by_history"]["ndcg_at_100"]["value"] for run in runs]
         rows[f"CLLM4Rec, {method}, by history alone"] = summary(by_history)
@@ -229,12 +262,10 @@ def compare(
                 standard_error=found["ndcg_at_100"]["standard_error"],
                 behind_model=found["behind_model"],
                 settings=found["settings"],
+                **others({"test": found, "bias": found["bias"]}),
             )
         recipe = recipe_of(name, method, SEEDS[0], folder, *overrides)
-        found_for_users = blends(recipe) | ({} if python is None else {"SASRec": sasrec(recipe, python)})
-        for label, per_user in found_for_users.items():
-            error = float(per_user.std(ddof=1) / np.sqrt(len(per_user)))
-            rows[label] = summary([float(per_user.mean())], standard_error=error)
+        rows |= blends(recipe) | ({} if python is None else {"SASRec": sasrec(recipe, python)})
     return rows
 
 

@@ -80,10 +80,35 @@ class RecommendationPipeline(Pipeline):
         if items_file is None:
             raise ValueError(f"no items.jsonl beside the model {model.name_or_path!r}; give items=path")
         users_file = Path(users) if users else None if items else file_beside(model, "users.jsonl")
-        self.records = CatalogueRecords(model, items_file, users_file, publishes_users=users is None)
+        self._records = CatalogueRecords(model, items_file, users_file, publishes_users=users is None)
         super().__init__(model, *args, **kwargs)
         if getattr(model, "tokenizer", None) is None:
             model.tokenizer = self.tokenizer  # opened already
+
+    @property
+    def records(self) -> CatalogueRecords:
+        """The items and users by their raw ids, of the model that the pipeline has now."""
+        self._records.model = self.model
+        return self._records
+
+    @property
+    def items_file(self) -> Path:
+        """Where the items were read."""
+        return self._records.items_file
+
+    @property
+    def users_file(self) -> Path | None:
+        """Where the users are read, if they are."""
+        return self._records.users_file
+
+    @property
+    def users(self) -> tuple[dict[Any, int], list[Any]]:
+        """Raw id to index, and the training history, item indices, of each user; read when first asked for.
+
+        Raises:
+            ValueError: if the file is not the model's, or of another state of its catalogue.
+        """
+        return self.records.histories
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Recommend to one input (a list of items), to a list of them (a list of lists), or to a generator (lazily)."""
@@ -173,17 +198,20 @@ class RecommendationPipeline(Pipeline):
         Raises:
             ValueError: if `users` is needed and not given, or given to a pipeline that knows no users; before anything is written.
         """
-        if users is None:
+        users_file = None if users is None else Path(users)
+        marked = None
+        if users_file is None:
             self.records.check_users_are_kept()
-        marked = None if users is None else self.records.marked_users()
+        else:
+            marked = self.records.marked_users()
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         custom_object_save(self, folder)
         # First, since it is the largest: where it cannot be written, what stands beside it still fits what was there.
         super().save_pretrained(save_directory, **kwargs)
         self.records.write(folder)
-        if users is not None and marked is not None:
-            self.records.write_users(Path(users), marked)
+        if users_file is not None and marked is not None:
+            self.records.write_users(users_file, marked)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; records of users who came by a path are not pushed.

@@ -33,7 +33,7 @@ class CatalogueRecords:
     """The items and users of a model by their raw ids.
 
     Args:
-        model: Whose they are; a change of the catalogue changes it in place.
+        model: Whose they are; a change of the catalogue changes it in place. An attribute, for who puts another one in its place.
         items_file: Path of `items.jsonl`.
         users_file: Path of `users.jsonl`, if there is one.
         publishes_users: Whether the users are written beside the items, or belong to whoever gave their path.
@@ -76,7 +76,7 @@ class CatalogueRecords:
         """
         assert self.users_file is not None
         ids: list[Any] = []
-        histories = []
+        histories, untrained = [], set()
         config = self.model.config
         for place, record in enumerate(read_records(self.users_file)):
             if place == 0 and record.get("catalogue") != config.catalogue:
@@ -93,8 +93,10 @@ class CatalogueRecords:
                 )
             histories.append(history)
             if record.get("untrained"):
-                self.untrained.add(place)
-        return index_of(ids, self.users_file, config.num_users, "users"), histories
+                untrained.add(place)
+        index = index_of(ids, self.users_file, config.num_users, "users")
+        self.untrained = untrained
+        return index, histories
 
     @cached_property
     def users(self) -> list[dict[str, Any]]:

@@ -152,9 +152,9 @@ class Recommender:
             )
         try:
             self.pipe = pipeline("recommendation", model=name, revision=revision, trust_remote_code=True)
-            self.items = Catalogue(read_lines(self.pipe.records.items_file))
-            self.users = Catalogue(read_lines(self.pipe.records.users_file)) if self.pipe.records.users_file else None
-            self.trained = [tuple(history) for history in self.pipe.records.histories[1]] if self.users else []
+            self.items = Catalogue(read_lines(self.pipe.items_file))
+            self.users = Catalogue(read_lines(self.pipe.users_file)) if self.pipe.users_file else None
+            self.trained = [tuple(history) for history in self.pipe.users[1]] if self.users else []
             self.reads_texts = getattr(self.pipe.model.base, "text_map", None) is not None
             embeddings = self.pipe.model.base.item_embeddings.weight.detach().float().cpu()
         except Exception as error:

@@ -34,8 +34,21 @@ def test_ours_stands_beside_baselines_and_beside_what_the_texts_say(rows):
     assert ours["by_item_popularity"].keys() == {"tail", "middle", "head"}
     assert found["popularity"]["ndcg_at_100"]["mean"] == pytest.approx(0.2242, abs=1e-4)
     assert found["iALS, EASE and texts"]["ndcg_at_100"]["mean"] > found["texts of users"]["ndcg_at_100"]["mean"] > 0.3
+    for label, row in found.items():
+        if not label.startswith("CLLM4Rec"):
+            assert row["behind_model"]["value"] == pytest.approx(first_seed(rows) - row["ndcg_at_100"]["mean"]), label
+            assert row["behind_model"]["standard_error"] > 0, label
+            assert row.keys() >= ours.keys() - {"seconds"}, label
+    assert found["popularity"]["novelty_at_10"] < ours["novelty_at_10"]
     table = "\n".join(lines("sample", found))
     assert "| popularity | 0.224 | ± 0.007 over users; behind ours by " in table
+
+
+def first_seed(rows):
+    """Test NDCG@100 of the run that baselines are compared with."""
+    folder, _ = rows
+    run = Run.of(recipe_of("sample", "default", 42, folder, *SHORT))
+    return json.loads((run.folder / "results.json").read_text())["test"]["ndcg_at_100"]["value"]
 
 
 def test_a_run_of_the_same_recipe_is_not_done_again(rows, monkeypatch):

@@ -414,6 +414,36 @@ def test_changed_users_who_came_by_path_are_written_to_a_path_or_nothing_is(priv
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_who_cannot_name_a_path_for_the_users_gets_no_half_of_a_folder(private, tmp_path):
+    folder, users = private
+    rec = pipeline("recommendation", model=str(folder), trust_remote_code=True, users=users)
+    with pytest.raises(TypeError):
+        rec.save_pretrained(tmp_path / "saved", users=3)
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_users_file_that_was_refused_leaves_nothing_behind(private, tmp_path):
+    folder, users = private
+    rec = pipeline("recommendation", model=str(folder), trust_remote_code=True, users=users)
+    lines = users.read_text().splitlines(keepends=True)
+    first = json.loads(lines[0]) | {"untrained": True}
+    users.write_text("".join([json.dumps(first) + "\n", *lines[1:-1]]))
+    with pytest.raises(ValueError, match="has 3 lines"):
+        rec({"user": "ann"})
+    users.write_text("".join(lines))
+    assert rec.preprocess({"user": "ann"})["person"][0] == 0
+
+
+def test_a_model_that_was_put_in_the_place_of_another_is_the_one_that_changes(changing, well_read, tmp_path):
+    _ = changing.records  # of the first
+    changing.model = AutoModelForSequenceClassification.from_pretrained(well_read, trust_remote_code=True)
+    changing.remove_items(["scipy"])
+    assert changing.model.config.num_items == len(ITEMS) - 1
+    changing.save_pretrained(tmp_path / "changed")
+    again = pipeline("recommendation", model=str(tmp_path / "changed"), trust_remote_code=True)
+    assert_same_answer(again({"user": "cas"}), changing({"user": "cas"}))
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_users_file_of_another_state_of_the_catalogue_is_refused(private, tmp_path, change):
     folder, old = private

@@ -90,7 +90,9 @@ class Bias:
 
             Where a model is given both have `behind_model`, too: mean and standard error of how much higher its NDCG@100 is.
 
-            `coverage_at_10`, `coverage_at_100`: the share of the catalogue that is in anyone's top k; `users_ranked`.
+            `coverage_at_10`, `coverage_at_100`: the share of the catalogue that is in anyone's top k; `novelty_at_10`, `novelty_at_100`:
+            bits that a recommended item tells, the mean over all places of -log2 of the share of training's users who took it
+            (self-information; an item that nobody took counts as if one had); `users_ranked`.
 
             None stands for what nobody or nothing is there to measure on.
         """
@@ -116,6 +118,7 @@ class Bias:
             "by_item_popularity": by_item,
             "by_user_activity": by_user,
             **self._places(everything, whose="coverage"),
+            **self._novelty(),
             "users_ranked": int(self.ranked.sum()),
         }
 
@@ -126,6 +129,12 @@ class Bias:
         else:
             shares = [_share(np.count_nonzero(places[chosen]), chosen.sum()) for places in self.places]
         return {f"{whose}_at_{depth}": share for depth, share in zip(DEPTHS, shares, strict=True)}
+
+    def _novelty(self) -> dict[str, float | None]:
+        """By depth, the mean self-information of the items at all places, in bits."""
+        bits = -np.log2(np.maximum(self.popularity, 1) / max(np.count_nonzero(self.activity), 1))
+        told = [_share(float(places @ bits), float(places.sum())) for places in self.places]
+        return {f"novelty_at_{depth}": mean for depth, mean in zip(DEPTHS, told, strict=True)}
 
 
 def _of_items(held_out: csr_matrix, chosen: np.ndarray) -> csr_matrix:

@@ -27,9 +27,9 @@ from training.data.batches import Batch, on_device, plan_epoch
 from training.files import write_text, written_whole
 from training.stages.optimiser import (
     RowwiseAdamW,
-    add_looked_up,
     choose_sparse_tables,
     clip_gradients,
+    looked_up_rows,
     reduce_rows,
     sparse_tables,
 )
@@ -214,21 +214,22 @@ def train_step(
             for index in objective.regularised(documents)
         )
     report = torch.zeros((), device=accelerator.device)
-    for part, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
-        final = part == parts - 1
-        pulled = tuple(index.to(accelerator.device) for index in ids) if final and ids is not None else None
-        with contextlib.nullcontext() if final else accelerator.no_sync(model):
-            losses = model(objective.name, on_device(batch, accelerator.device), pulled)
-            share = towers.distillation if "distilled" in losses else 0.0
-            loss = weight * (1 - share) * losses["likelihood"] / total
-            if "distilled" in losses:
-                loss = loss + weight * share * losses["distilled"] / len(documents)
-            if "regularisation" in losses:
-                loss = loss + losses["regularisation"] / len(documents)
-        # Gradients are averaged over processes; the sum is wanted.
-        accelerator.backward(loss * processes)
-        report += loss.detach()
-    add_looked_up(towers)
+    with looked_up_rows(towers, accelerator) as add_rows:
+        for part, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
+            final = part == parts - 1
+            pulled = tuple(index.to(accelerator.device) for index in ids) if final and ids is not None else None
+            with contextlib.nullcontext() if final else accelerator.no_sync(model):
+                losses = model(objective.name, on_device(batch, accelerator.device), pulled)
+                share = towers.distillation if "distilled" in losses else 0.0
+                loss = weight * (1 - share) * losses["likelihood"] / total
+                if "distilled" in losses:
+                    loss = loss + weight * share * losses["distilled"] / len(documents)
+                if "regularisation" in losses:
+                    loss = loss + losses["regularisation"] / len(documents)
+            # Gradients are averaged over processes; the sum is wanted.
+            accelerator.backward(loss * processes)
+            add_rows()
+            report += loss.detach()
     reduce_rows(towers, accelerator)
     if stage.max_grad_norm > 0:
         clip_gradients(accelerator, [p for p in model.parameters() if p.requires_grad], stage.max_grad_norm)

@@ -4,7 +4,8 @@ Here too: which tables get gradients of rows alone, their sum over processes, ro
 clipping over sparse gradients and ordinary ones.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,9 +201,6 @@ def nonzero_rows(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def choose_sparse_tables(towers: Towers, accelerator: Accelerator, *, sampled: bool = False) -> list[nn.Embedding]:
     """Let those ID tables have sparse gradients that are only ever looked up; to be called before `accelerator.prepare`.
 
-    In one process the item table of an exact softmax, whose head makes its gradient dense, has its look-ups kept for
-    [`add_looked_up`]. (DDP sends a dense gradient as soon as the backward pass has made it.)
-
     DDP leaves them alone, [`reduce_rows`] does not: of torch's backends gloo alone reduces sparse gradients, and not reliably. On a
     CPU torch does not add up sparse gradients in float16, so that tables in it keep dense ones.
 
@@ -223,10 +221,6 @@ def choose_sparse_tables(towers: Towers, accelerator: Accelerator, *, sampled: b
             looked_up = name != "item_embeddings" or sampled
             addable = accelerator.device.type != "cpu" or table.weight.dtype != torch.float16
             table.sparse = able and addable and looked_up and table.weight.requires_grad and len(table.weight) > 0
-    items = towers.base.item_embeddings
-    if alone and able and not sampled and items.weight.requires_grad and towers.looked_up is None:
-        towers.looked_up = []
-        items.register_forward_hook(keep_rows(towers.looked_up))
     chosen = sparse_tables(towers)
     if chosen and by_ddp:
         ids = {id(table) for table in chosen}
@@ -240,34 +234,55 @@ def sparse_tables(towers: Towers) -> list[nn.Embedding]:
     return [table for table in towers.base.children() if isinstance(table, nn.Embedding) and table.sparse]
 
 
-def keep_rows(looked_up: list[tuple[torch.Tensor, torch.Tensor]]) -> Callable[..., torch.Tensor | None]:
-    """A forward hook of a table in training, which cuts the rows of a look-up off from it and keeps them with their indices."""
+@contextmanager
+def looked_up_rows(towers: Towers, accelerator: Accelerator) -> Iterator[Callable[[], None]]:
+    """Cut look-ups of the item table off from it, where its head makes its gradient dense and one process has it all.
+
+    Autograd itself makes a table of zeros for each look-up and adds it to the head's gradient: time and memory of whole tables for
+    some hundred rows. `python benchmarks/parts.py` prints what this buys. (DDP sends a dense gradient as soon as the backward pass has
+    made it, and FSDP2 shards it.)
+
+    Args:
+        towers: In a step.
+        accelerator: Of the step.
+
+    Returns:
+        What is to be called after each backward pass: it adds the gradients of the rows to the table's.
+    """
+    table = towers.base.item_embeddings
+    alone = accelerator.distributed_type == DistributedType.NO
+    looked_up: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def cut(table: nn.Module, inputs: tuple[torch.Tensor], rows: torch.Tensor) -> torch.Tensor | None:
-        if not (table.training and rows.requires_grad):
+        if not rows.requires_grad:
             return None
         leaf = rows.detach().requires_grad_()
         looked_up.append((inputs[0], leaf))
         return leaf
 
-    return cut
-
-
-@torch.no_grad()
-def add_looked_up(towers: Towers) -> None:
-    """Add what the backward pass left at looked-up rows of the item table to its gradient, in place.
-
-    Autograd itself makes a table of zeros for each look-up and adds it to the head's gradient: time and memory of whole tables for
-    some hundred rows. `python benchmarks/parts.py` prints what this buys.
-    """
-    weight = towers.base.item_embeddings.weight
-    while towers.looked_up:
-        rows, leaf = towers.looked_up.pop()
-        if leaf.grad is None:
-            continue
-        if weight.grad is None:  # no head had a part in the step
+    @torch.no_grad()
+    def add() -> None:
+        weight = table.weight
+        given = [(rows.flatten(), leaf.grad.flatten(0, -2)) for rows, leaf in looked_up if leaf.grad is not None]
+        looked_up.clear()
+        if not given:
+            return
+        if weight.grad is None:  # no head had a part in it
             weight.grad = torch.zeros_like(weight)
-        weight.grad.index_add_(0, rows.flatten(), leaf.grad.flatten(0, -2))
+        rows, values = (torch.cat(parts) for parts in zip(*given, strict=True))
+        # Each row once: the same sum in the same order on every device, and not in half precision.
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        rows, values = nonzero_rows(torch.sparse_coo_tensor(rows[None], values, weight.shape, check_invariants=False))
+        weight.grad.index_add_(0, rows, values.to(weight.dtype))
+
+    handle = None
+    if alone and not table.sparse and table.weight.requires_grad and table.weight.device.type in ("cpu", "cuda"):
+        handle = table.register_forward_hook(cut)
+    try:
+        yield add
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 @torch.no_grad()

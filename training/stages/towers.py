@@ -44,8 +44,6 @@ class Towers(nn.Module):
         self.lambda_v = lambda_v
         self.distillation = distillation
         self.softmax = softmax
-        # Where the optimiser adds them to the head's gradient: indices and rows of the item table that a step has looked up.
-        self.looked_up: list[tuple[torch.Tensor, torch.Tensor]] | None = None
 
     @property
     def _no_split_modules(self) -> set[str]:

@@ -99,7 +99,16 @@ def test_coverage_is_the_share_of_the_catalogue_in_anyones_list():
         of_head = found["by_item_popularity"][2]
         assert of_head[f"share_at_{k}"] == pytest.approx(np.isin(places, head).mean())
         assert of_head[f"coverage_at_{k}"] == pytest.approx(len(set(places) & set(head)) / len(head))
+        bits = [-np.log2(max(train[:, item].sum(), 1) / len(train)) for item in places]
+        assert found[f"novelty_at_{k}"] == pytest.approx(np.mean(bits))
     assert found["users_ranked"] == len(train)
+
+
+def test_novelty_counts_those_who_took_something_and_an_item_that_nobody_took_as_if_one_had():
+    train = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 0], [1, 0, 0], [0, 0, 0]], bool)
+    found = measured(train, np.zeros_like(train), np.ones((5, 3))).to_dict()
+    # Places: both others of each of three people, one of the second's, all three of the last's; log2 of 4 over 4, 1 and 1.
+    assert found["novelty_at_10"] == pytest.approx((3 * (2 + 2) + 2 + (0 + 2 + 2)) / (6 + 1 + 3))
 
 
 def test_shares_of_the_places_add_up_to_one():

@@ -274,6 +274,7 @@ def test_bias_is_told_by_popularity_by_activity_and_by_coverage(results, recipe)
     (ours,) = [row for row in rows if row[0] == "CLLM4Rec"]
     assert ours[1] == f"{results['bias']['coverage_at_10']:.0%}"
     assert ours[3] == f"{results['bias']['by_item_popularity'][2]['share_at_10']:.0%}"
+    assert ours[4] == f"{results['bias']['novelty_at_10']:.1f}"
 
 
 def test_what_a_baseline_does_clearly_better_is_among_the_limits(results, recipe):

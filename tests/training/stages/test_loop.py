@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 from dataclasses import replace
@@ -13,6 +14,7 @@ from configuration.errors import InputError
 from configuration.recipe import Method, Stage
 from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation
 from training.data.batches import plan_epoch
+from training.stages import loop
 from training.stages.collaborative import collaborative_objective
 from training.stages.content import content_objective
 from training.stages.loop import Objective, epochs_of, load_checkpoint, lr_share, parameter_groups, train
@@ -97,6 +99,19 @@ def test_parts_change_nothing_even_where_a_step_is_smaller_than_their_number(run
     whole, progress = run(make_towers().double(), objectives, {"epochs": 2}, "whole")
     split, same = run(make_towers().double(), objectives, {"epochs": 2, "gradient_accumulation_steps": parts}, "parts")
     assert_same_weights(whole, split, atol=1e-6)
+    for record, other in zip(without_times(progress), without_times(same), strict=True):
+        assert record == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["pretraining", "fine_tuning"])
+def test_rows_that_are_added_in_place_give_the_weights_that_autograd_gives(
+    run, make_towers, request, monkeypatch, kind
+):
+    objectives = request.getfixturevalue(kind)
+    ours, progress = run(make_towers().double(), objectives, {"epochs": 2}, "ours")
+    monkeypatch.setattr(loop, "looked_up_rows", lambda *given: contextlib.nullcontext(lambda: None))
+    autograds, same = run(make_towers().double(), objectives, {"epochs": 2}, "autograds")
+    assert_same_weights(ours, autograds, atol=1e-6)
     for record, other in zip(without_times(progress), without_times(same), strict=True):
         assert record == pytest.approx(other, rel=1e-5)
 

@@ -1,6 +1,7 @@
 """Row-wise AdamW against torch's own, row by row; sparse gradients through the model, through clipping, through a checkpoint."""
 
 import copy
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -11,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.stages.optimiser import (
     RowwiseAdamW,
-    add_looked_up,
     choose_sparse_tables,
     clip_gradients,
+    looked_up_rows,
     nonzero_rows,
     reduce_rows,
 )
@@ -315,73 +316,98 @@ def test_tables_that_are_only_looked_up_have_sparse_gradients(make_towers, make_
     assert {id(one) for one in chosen} == {id(getattr(towers.base, name)) for name in names}
 
 
-def gradients_of_items(towers, accelerator, *, dense):
-    """Of two parts of a step, which look some items up twice and rank all."""
-    towers = copy.deepcopy(towers).train()
-    if not dense:
-        choose_sparse_tables(towers, accelerator)
+def gradients_of_items(towers, rows):
+    """Of two parts of a step, which look some items up twice and rank all; `rows` is what takes the look-ups."""
+    towers = copy.deepcopy(towers)
     base = towers.base
     first_item = base.config.num_words + base.config.num_users
-    for items in ([1, 3, 3], [3, 0]):
-        input_ids = torch.tensor([[0, *(first_item + item for item in items)]])
-        states = base(input_ids).last_hidden_state[:, -1]
-        pulled = base.item_embeddings(torch.tensor(items[:2])).square().sum()
-        (towers.recommender.item_logits(states).logsumexp(-1).sum() + pulled).backward()
-    add_looked_up(towers)
-    return towers.base.item_embeddings.weight.grad
+    with rows(towers) as add:
+        for items in ([1, 3, 3], [3, 0]):
+            input_ids = torch.tensor([[0, *(first_item + item for item in items)]])
+            states = base(input_ids).last_hidden_state[:, -1]
+            pulled = base.item_embeddings(torch.tensor(items[:2])).square().sum()
+            (towers.recommender.item_logits(states).logsumexp(-1).sum() + pulled).backward()
+            add()
+    return base.item_embeddings.weight.grad
 
 
-def test_rows_are_added_to_the_gradient_of_the_head_in_place(make_towers, make_accelerator):
-    towers, accelerator = make_towers(), make_accelerator("no")
-    expected = gradients_of_items(towers, accelerator, dense=True)
-    assert expected.abs().sum(1).gt(0).all()
-    with Recorded(towers.base.config.num_items) as seen:
-        found = gradients_of_items(towers, accelerator, dense=False)
-    torch.testing.assert_close(found, expected)
-    assert not seen.tables_made
-    with Recorded(towers.base.config.num_items) as seen:
-        gradients_of_items(towers, accelerator, dense=True)
-    assert seen.tables_made  # what the other way would have been seen by
+def by_autograd(towers):
+    return nullcontext(lambda: None)
 
 
-class Recorded(TorchDispatchMode):
+class TablesMade(TorchDispatchMode):
     """Counts the tables of so many rows, all zeros but for a few, that look-ups with dense gradients make."""
 
     def __init__(self, rows):
         super().__init__()
-        self.rows, self.tables_made = rows, 0
+        self.rows, self.count = rows, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.tables_made += func is torch.ops.aten.embedding_dense_backward.default and args[2] == self.rows
+        self.count += func is torch.ops.aten.embedding_dense_backward.default and args[2] == self.rows
         return func(*args, **(kwargs or {}))
 
 
-def test_rows_that_no_head_ranks_have_a_gradient_too(make_towers, make_accelerator):
-    towers = make_towers().train()
-    choose_sparse_tables(towers, make_accelerator("no"))
-    towers.base.item_embeddings(torch.tensor([2, 2])).sum().backward()
-    add_looked_up(towers)
-    assert towers.base.item_embeddings.weight.grad[:, 0].tolist() == [0, 0, 2] + [0] * (
-        towers.base.config.num_items - 3
-    )
-    assert not towers.looked_up
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_rows_are_added_to_the_gradient_of_the_head_in_place(make_towers, make_accelerator, dtype):
+    towers, accelerator = make_towers().to(dtype), make_accelerator("no")
+    counts, found = [], []
+    for rows in (by_autograd, lambda towers: looked_up_rows(towers, accelerator)):
+        with TablesMade(towers.base.config.num_items) as seen:
+            found.append(gradients_of_items(towers, rows))
+        counts.append(seen.count)
+    expected, gradients = found
+    assert expected.abs().sum(1).gt(0).all()
+    assert gradients.dtype == dtype
+    tolerance = 0.02 if dtype.itemsize == 2 else 1e-6
+    torch.testing.assert_close(gradients, expected, rtol=tolerance, atol=tolerance)
+    assert counts == [4, 0]
 
 
-def test_rows_are_kept_in_training_alone_and_once(make_towers, make_accelerator):
-    towers = make_towers()
-    for _ in range(2):
-        choose_sparse_tables(towers, make_accelerator("no"))
+def test_rows_of_an_item_that_is_looked_up_often_are_summed_precisely(make_towers, make_accelerator):
+    towers = make_towers().to(torch.bfloat16)
     table = towers.base.item_embeddings
-    table.eval()
+    with looked_up_rows(towers, make_accelerator("no")) as add:
+        (table(torch.full((2000,), 2)) * 0.01).sum().backward()
+        add()
+    assert table.weight.grad[2, 0].item() == pytest.approx(20, rel=0.01)
+
+
+def test_rows_that_no_head_ranks_have_a_gradient_too(make_towers, make_accelerator):
+    towers = make_towers()
+    table = towers.base.item_embeddings
+    with looked_up_rows(towers, make_accelerator("no")) as add:
+        table(torch.tensor([2, 2])).sum().backward()
+        add()
+    assert table.weight.grad[:, 0].tolist() == [0, 0, 2] + [0] * (len(table.weight) - 3)
+
+
+def test_rows_are_cut_off_within_a_step_alone(make_towers, make_accelerator):
+    towers, accelerator = make_towers(), make_accelerator("no")
+    table = towers.base.item_embeddings
+    with looked_up_rows(towers, accelerator):
+        assert table(torch.tensor([1])).is_leaf
+        with torch.no_grad():
+            assert not table(torch.tensor([1])).requires_grad
+    with pytest.raises(IndexError), looked_up_rows(towers, accelerator):
+        table(torch.tensor([len(table.weight)]))
+    assert not table._forward_hooks
     table(torch.tensor([1])).sum().backward()
-    assert not towers.looked_up
     assert table.weight.grad[1].eq(1).all()
-    table.train()
-    with torch.no_grad():
-        table(torch.tensor([1]))
-    assert not towers.looked_up
-    table(torch.tensor([1]))
-    assert len(towers.looked_up) == 1
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU])
+def test_where_processes_share_a_gradient_it_is_made_by_autograd(make_towers, kind):
+    towers = make_towers()
+    with looked_up_rows(towers, SimpleNamespace(distributed_type=kind)):
+        assert not towers.base.item_embeddings(torch.tensor([1])).is_leaf
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_rows_of_a_sampled_softmax_stay_sparse(make_towers, make_accelerator, sampled):
+    towers, accelerator = make_towers(), make_accelerator("no")
+    choose_sparse_tables(towers, accelerator, sampled=sampled)
+    with looked_up_rows(towers, accelerator):
+        assert towers.base.item_embeddings(torch.tensor([1])).is_leaf is not sampled
 
 
 def test_a_table_without_rows_is_left_alone(make_towers, make_accelerator):
@@ -424,7 +450,6 @@ def test_what_shards_gradients_gets_dense_ones(make_towers, kind, able):
     towers.base.user_embeddings.sparse = True  # left from a run of another kind
     choose_sparse_tables(towers, SimpleNamespace(distributed_type=kind, device=torch.device("cpu")))
     assert sparse_names(towers) == (LOOKED_UP if able else set())
-    assert towers.looked_up is None
 
 
 def test_ddp_leaves_sparse_tables_alone(make_towers):
