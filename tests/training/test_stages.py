@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    pipeline,
 )
 
 from configuration.errors import InputError
@@ -569,6 +570,32 @@ def test_rows_are_copied_by_raw_id_also_where_users_and_items_differ(store_recip
     assert mine["model.item_bias"].tolist() == bias
     for name in (name for name in mine if name.startswith(BACKBONE)):
         assert torch.equal(mine[name], other[name])
+
+
+def test_items_that_went_since_training_are_not_taken_for_others(store_copy, store_frame, vary):
+    other = Run.of(store_copy)
+    recommend = pipeline("recommendation", model=str(other.model), trust_remote_code=True)
+    recommend.remove_items(["thing 03"])
+    recommend.save_pretrained(other.model)
+    run = start_from(store_copy, store_frame, other.folder, vary)
+    mine, theirs = (
+        weights(of, stage)["model.item_embeddings.weight"] for of, stage in ((run, "pretrain"), (other, "model"))
+    )
+    here = [row["id"] for row in open_corpora(run.corpora).items()]
+    gone = here.index("thing 03")
+    assert torch.equal(torch.cat([mine[:gone], mine[gone + 1 :]]), theirs)
+    assert not (theirs == mine[gone]).all(1).any()
+
+
+def test_a_start_from_a_model_with_other_items_beside_it_is_refused(store_copy, store_frame, vary):
+    items = Run.of(store_copy).model / "items.jsonl"
+    lines = items.read_text().splitlines(keepends=True)
+    items.write_text("".join(lines[1:]))
+    with pytest.raises(InputError, match=r"items.jsonl has 23 lines, but the model has 24 items"):
+        start_from(store_copy, store_frame, Run.of(store_copy).folder, vary)
+    items.unlink()
+    with pytest.raises(InputError, match=r"items.jsonl.*its items cannot be told apart"):
+        start_from(store_copy, store_frame, Run.of(store_copy).folder, vary)
 
 
 def test_a_model_with_one_tower_takes_the_collaborative_embeddings(store_recipe, store_frame, vary, backbone_folder):

@@ -11,6 +11,7 @@ import torch
 
 from configuration.errors import InputError
 from modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.records_cllm4rec import read_records
 from training.data.corpora import Corpora, open_corpora
 from training.data.interactions import TRAIN, VALIDATION, Interactions
 from training.evaluation.scoring import split_matrix
@@ -40,9 +41,10 @@ def start_from_run(model: CLLM4RecForRecommendation, corpora: Corpora, folder: P
             f"--init-from {folder}: it was trained with another backbone or vocabulary than this recipe's; use its recipe's "
             "backbone, and data with the same text"
         )
+    there = [row["id"] for row in theirs.users()], items_of_model(folder / "model", other.config.num_items)
     places = [
-        positions([row["id"] for row in here], (row["id"] for row in there))
-        for here, there in ((corpora.users(), theirs.users()), (corpora.items(), theirs.items()))
+        positions([row["id"] for row in here], ids)
+        for here, ids in zip((corpora.users(), corpora.items()), there, strict=True)
     ]
     if not (places[1] >= 0).any():
         raise InputError(
@@ -62,6 +64,26 @@ def start_from_run(model: CLLM4RecForRecommendation, corpora: Corpora, folder: P
         if model.model.item_bias is not None and other.model.item_bias is not None:
             known = np.flatnonzero(places[1] >= 0)
             model.model.item_bias[known] = other.model.item_bias[places[1][known]]
+
+
+def items_of_model(model: Path, num_items: int) -> list[str | int]:
+    """Raw ids in the order of a model's rows: `add_items` and `remove_items` move them, and the corpora stay as they were.
+
+    (Users keep their places whoever comes or goes: new ones stand behind those of the corpora, and are untrained.)
+
+    Raises:
+        InputError: if there is no `items.jsonl`, or it is not the model's.
+    """
+    path = model / "items.jsonl"
+    try:
+        ids = [record["id"] for record in read_records(path)]
+    except (OSError, ValueError) as error:
+        raise InputError(f"--init-from {model.parent}: {error}; its items cannot be told apart") from error
+    if len(ids) != num_items:
+        raise InputError(
+            f"--init-from {model.parent}: {path} has {len(ids)} lines, but the model has {num_items} items; take the file of this model"
+        )
+    return ids
 
 
 def train_on_what_is_known(interactions: Interactions, folder: Path) -> Interactions:
