@@ -83,9 +83,11 @@ def catalogue_recipe(*overrides: str) -> Recipe:
     return load_recipe("sample", "default", [*words, *overrides])
 
 
-def trains(stage: str, num_items: int, batches: int, softmax: str = "sampled") -> Callable[[], float]:
+def trains(
+    stage: str, num_items: int, batches: int, softmax: str = "sampled", device: str = "cpu"
+) -> Callable[[], float]:
     """A stage on a made-up catalogue; each call of what is returned trains on further batches and gives their number."""
-    recipe = catalogue_recipe(f"method.softmax={softmax}")
+    recipe = catalogue_recipe(f"method.softmax={softmax}", f"device={device}")
     torch.manual_seed(0)
     corpora: Any = MadeUp(num_items)
     steps, done = Steps(stage, recipe, corpora), 0
