@@ -8,6 +8,7 @@ python benchmarks/all.py --pictures      the pictures alone, of what speed.json 
 import argparse
 import json
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from benchmarks import catalogue, memory, parts, prediction, serving, speed, vec
 from benchmarks.claims import RESULTS, Claim, environment, threads_of, write_claims
 from benchmarks.trained_sample import train_sample
 
-SHOWN_NAME = 72
+LINE_OF_A_NAME = 68
 
 
 def groups(run: Callable[[], Path], folder: Path, short: bool) -> dict[str, Callable[[], Iterator[Claim]]]:
@@ -63,9 +64,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axis.plot(row["ratio"], place, "o", color="#2b6cb0" if met else "#c05621")
         for bound, mark in asked:
             axis.plot(bound, place, marker=mark, color="black", markersize=6, fillstyle="none")
-    axis.set_yticks(
-        range(len(rows)), [f"{row['claim']}, {row['set']}"[:SHOWN_NAME] for row in reversed(rows)], fontsize=8
-    )
+    names = [textwrap.fill(f"{row['claim']}, {row['set']}", LINE_OF_A_NAME) for row in reversed(rows)]
+    axis.set_yticks(range(len(rows)), names, fontsize=7)
     axis.set_xscale("log")
     axis.axvline(1, color="#d0d0d0", linewidth=0.8, zorder=0)
     axis.set_xlabel("ratio (line: all repeats; triangle: asked; orange: missed)", fontsize=8)
@@ -81,7 +81,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         ratios = [ours / reference for ours, reference in row["runs"] if reference] or [row["ratio"]]
-        asked = "".join(
+        asked = ", ".join(
             f"{sign} {row[name]:.3g}" for name, sign in (("at_least", "≥"), ("at_most", "≤")) if name in row
         )
         spread = f" ({min(ratios):.3g} to {max(ratios):.3g})" if len(ratios) > 1 else ""
@@ -128,9 +128,8 @@ def main() -> None:
 
             for name, claims in groups(run, chosen.folder or Path(temporary), not chosen.long).items():
                 if name in chosen.only:
-                    for (
-                        claim
-                    ) in claims():  # written one by one, so that a run that is broken off has not been for nothing
+                    # Written one by one, so that a run that is broken off has not been for nothing.
+                    for claim in claims():
                         write_claims([claim])
         print(f"{time.perf_counter() - started:.0f} s in all; benchmarks/results/speed.json")
     draw_all()

@@ -49,7 +49,8 @@ def trains(stage: str, recipe: Recipe, corpora: Path, batches: int, without: str
         recipe: Of the run.
         corpora: Its corpora.
         batches: Steps at a call.
-        without: `packing`, `gelu`, `attention`, `chunks`, `gradients`, `positions`, `rows`, `half`, or `` for none.
+        without: `packing`, `gelu`, `attention`, `chunks`, `gradients`, `positions`, `rows`, `frozen`,
+            `half`, or `` for none.
 
     Returns:
         A function that gives the number of documents.
@@ -71,6 +72,8 @@ def trains(stage: str, recipe: Recipe, corpora: Path, batches: int, without: str
         mock.patch.object(modeling, "next_token_loss", loss_at_once).start()
     elif without == "positions":
         mock.patch.object(modeling, "next_token_loss", loss_everywhere).start()
+    elif without == "frozen":
+        steps.towers.base.backbone.requires_grad_(True)
     elif without == "rows":
         mock.patch.object(loop, "looked_up_rows", return_value=nullcontext(lambda: None)).start()
     elif without == "packing":
@@ -139,6 +142,7 @@ PARTS = (
     Part("packing, ÷ padded to the longest", "collaborative", "packing"),
     Part("one kernel for GELU, ÷ eight operations", "collaborative", "gelu"),
     Part("attention without dropout in one kernel, ÷ with it", "collaborative", "attention"),
+    Part("no gradients of frozen weights, ÷ with them", "collaborative", "frozen"),
     Part("softmax over the words by one kernel in chunks, ÷ logits at once", "content", "chunks"),
     Part("logits where a label is, ÷ everywhere", "content", "positions"),
     Part("looked-up rows added to the head's gradient, ÷ by autograd", "recommendation", "rows", set="amazon-beauty"),

@@ -7,7 +7,7 @@ import torch
 from configuration.errors import InputError
 
 # Shapes of matrices that oneDNN, which multiplies in bfloat16 on a processor, keeps kernels for. Packed batches have ever new shapes, and
-# of its own 1024 each takes a quarter of a megabyte: training would grow by hundreds.
+# of its own 1024 each takes a quarter of a megabyte: training would grow by hundreds (`python benchmarks/parts.py`).
 KERNELS_KEPT = 16
 
 

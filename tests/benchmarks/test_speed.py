@@ -191,8 +191,16 @@ def test_the_time_until_a_figure_counts_what_no_epoch_counts(tmp_path):
         speed.time_to_reach(tmp_path, 0.5, whole=10.0)
 
 
-@pytest.mark.parametrize("without", ["", "packing", "gelu", "chunks", "positions"])
-def test_a_step_without_an_optimisation_computes_the_same(sample, without, monkeypatch):
+@pytest.mark.parametrize(
+    ("stage", "without"),
+    [
+        *(("content", part) for part in ("", "packing", "gelu", "chunks", "positions")),
+        ("collaborative", "rows"),
+        ("recommendation", "rows"),
+        ("collaborative", "frozen"),
+    ],
+)
+def test_a_step_without_an_optimisation_computes_the_same(sample, stage, without, monkeypatch):
     _, corpora, recipe = sample
     losses = []
     step = steps.loop.train_step
@@ -203,14 +211,15 @@ def test_a_step_without_an_optimisation_computes_the_same(sample, without, monke
         (parts.modeling, "next_token_loss"),
         (parts.modeling.CLLM4RecModel, "forward_packed"),
         (torch.nn.functional, "linear_cross_entropy"),
+        (parts.loop, "looked_up_rows"),
     ):
         if hasattr(owner, attribute):
             monkeypatch.setattr(
                 owner, attribute, getattr(owner, attribute)
             )  # put back at the end what `trains` patches
     monkeypatch.setattr(parts, "steps_of", lambda *given: still(Steps(*given[:2], open_corpora(given[2]))))
-    assert parts.trains("content", recipe, corpora, 2, "")() == 40
-    assert parts.trains("content", recipe, corpora, 2, without)() == 40
+    assert parts.trains(stage, recipe, corpora, 2, "")() == 40
+    assert parts.trains(stage, recipe, corpora, 2, without)() == 40
     np.testing.assert_allclose(losses[:2], losses[2:], rtol=1e-4)
 
 

@@ -214,7 +214,7 @@ def best_items(scores: np.ndarray | Iterable[torch.Tensor], seen: csr_matrix, us
 def top_columns(scores: torch.Tensor, k: int) -> torch.Tensor:
     """The columns of the k best of each row, in ascending order; of equal scores the first ones.
 
-    `topk` promises nothing about equal scores. On a processor NumPy's partition finds the k-th best faster, too: 1.4 times the rows
+    `topk` promises nothing about equal scores. On a processor NumPy's partition finds the k-th best faster, too: 1.3 times the rows
     a second for the best 100 of 12,101 (`python benchmarks/prediction.py --short`).
 
     Args:

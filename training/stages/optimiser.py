@@ -91,7 +91,7 @@ class RowwiseAdamW(torch.optim.AdamW):
     """AdamW whose tables with sparse gradients have moments of touched rows only; all else is torch's own, fused.
 
     A step with T touched rows of a table `(rows, width)` takes time and memory in T·width, where dense gradients take rows·width;
-    what follows the table is its map of slots, 4 bytes a row. Each row is an Adam of its own: its bias correction counts its own
+    what follows the table is its map of slots, 4 bytes a row (`python benchmarks/parts.py` prints what that buys). Each row is an Adam of its own: its bias correction counts its own
     steps, and a row that a step does not touch neither moves nor decays.
 
     A table keeps to the kind of gradient it got first: a later one of the other kind is turned into it.
