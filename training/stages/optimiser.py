@@ -238,8 +238,8 @@ def sparse_tables(towers: Towers) -> list[nn.Embedding]:
 def looked_up_rows(towers: Towers, accelerator: Accelerator) -> Iterator[Callable[[], None]]:
     """Cut look-ups of the item table off from it, where its head makes its gradient dense and one process has it all.
 
-    Autograd itself makes a table of zeros for each look-up and adds it to the head's gradient: time and memory of whole tables for
-    some hundred rows. `python benchmarks/parts.py` prints what this buys. (DDP sends a dense gradient as soon as the backward pass has
+    Autograd itself makes a table of zeros for each look-up and adds it to the head's gradient: the memory of a whole table for some
+    hundred rows. `python benchmarks/memory.py` prints what is left, `python benchmarks/parts.py` what it is in time. (DDP sends a dense gradient as soon as the backward pass has
     made it, and FSDP2 shards it.)
 
     Args:
