@@ -174,7 +174,7 @@ def main() -> None:
     name = set_at_hand(chosen.set)
     with tempfile.TemporaryDirectory(prefix="gpu-") as temporary:
         folder = Path(temporary)
-        heads = max(math.gcd(chosen.width, max(chosen.width // 64, 1)), 1)
+        heads = math.gcd(chosen.width, max(chosen.width // 64, 1))
         backbone = make_backbone(folder, layers=chosen.layers, width=chosen.width, heads=heads)
         texts = len(open_corpora(make_corpora(name, folder)).texts("content"))
         for stage in chosen.stages or [stage for stage in STAGES if stage != "content" or texts]:

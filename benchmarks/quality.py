@@ -220,7 +220,7 @@ def others(results: Row) -> Row:
     return {
         "recall_at_20": results["test"]["recall_at_20"]["value"],
         "coverage_at_10": bias["coverage_at_10"],
-        "novelty_at_10": bias["novelty_at_10"],
+        "novelty_at_10": bias.get("novelty_at_10"),
         "head_share_at_10": next(
             (group["share_at_10"] for group in bias["by_item_popularity"] if group["group"] == "head"), None
         ),

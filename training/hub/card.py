@@ -293,7 +293,7 @@ def bias_facts(results: dict[str, Any]) -> dict[str, Any] | None:
             "ours": found is mine,
             "at_10": found["coverage_at_10"],
             "at_100": found["coverage_at_100"],
-            "novelty": found["novelty_at_10"],
+            "novelty": found.get("novelty_at_10"),  # none in results of an earlier version
             "head": found["by_item_popularity"][-1]["share_at_10"],
         }
         for name, found in [*methods, ("CLLM4Rec", mine)]

@@ -277,6 +277,12 @@ def test_bias_is_told_by_popularity_by_activity_and_by_coverage(results, recipe)
     assert ours[4] == f"{results['bias']['novelty_at_10']:.1f}"
 
 
+def test_results_of_an_earlier_version_have_no_novelty(results, recipe):
+    del results["bias"]["novelty_at_10"]
+    (ours,) = [row for row in rows_of(card_text(results, recipe, repo_id="me/store"), "Bias") if row[0] == "CLLM4Rec"]
+    assert ours[4] == "-"
+
+
 def test_what_a_baseline_does_clearly_better_is_among_the_limits(results, recipe):
     results = gain_over(results, "ials", 0.05)
     theirs = results["baselines"]["ials"]["bias"]
