@@ -39,8 +39,6 @@ def next_token_loss(
     if dtype == torch.float32 and hasattr(F, "linear_cross_entropy"):
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
         loss = F.linear_cross_entropy(states, weight, targets, linear_bias=bias, reduction="sum", options=options)
-    elif len(states) <= rows:
-        loss = F.cross_entropy(F.linear(states, weight, bias).float(), targets, reduction="sum")
     else:
         head = (weight.to(dtype), None if bias is None else bias.to(dtype))
         loss = CrossEntropyInChunks.apply(states.to(dtype), *head, targets, rows)
@@ -76,14 +74,18 @@ class CrossEntropyInChunks(torch.autograd.Function):
         of_states: list[torch.Tensor] = []
         of_weight = of_bias = None
         total = torch.zeros((), device=states.device)
-        for start in range(0, len(states), rows):
+        for start in range(0, max(len(states), 1), rows):
             part, wanted = states[start : start + rows], targets[start : start + rows].unsqueeze(1)
-            likelihood = F.log_softmax(F.linear(part, weight, bias).float(), 1)
-            total -= likelihood.gather(1, wanted).sum()
+            # In place, from logits to the softmax less one at the target: one copy in float32 is all that is held.
+            wide = F.linear(part, weight, bias).float()
+            wide -= wide.amax(1, keepdim=True)
+            total -= wide.gather(1, wanted).sum()
+            sums = wide.exp_().sum(1, keepdim=True)
+            total += sums.log().sum()
             if not any(ctx.needs_input_grad):
                 continue
-            # The softmax less one at the target, in place.
-            wide = likelihood.exp_().scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=torch.float32))
+            wide /= sums
+            wide.scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=torch.float32))
             of_logits = wide.to(part.dtype)
             if wants_bias:
                 of_bias = sum_of(of_bias, wide.sum(0))

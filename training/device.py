@@ -7,13 +7,15 @@ import torch
 from configuration.errors import InputError
 
 # Shapes of matrices that oneDNN, which multiplies in bfloat16 on a processor, keeps kernels for. Packed batches have ever new shapes, and
-# of its own 1024 each takes a quarter of a megabyte: training would grow by hundreds (`python benchmarks/parts.py`).
-KERNELS_KEPT = 16
+# each takes a quarter to half a megabyte: of the 1024 that oneDNN keeps of its own, and of the 1024 that torch keeps of its own beside
+# them, training would grow by hundreds (`python benchmarks/parts.py`). A step takes up to 16 shapes, over and over for its layers.
+KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": 16, "LRU_CACHE_CAPACITY": 1}
 
 
 def keep_few_kernels() -> None:
-    """Have oneDNN keep [`KERNELS_KEPT`] kernels, unless the environment says how many; to be called before the first one is made."""
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
+    """Have oneDNN and torch keep [`KERNELS_KEPT`], unless the environment says how many; to be called before the first one is made."""
+    for cache, kept in KERNELS_KEPT.items():
+        os.environ.setdefault(cache, str(kept))
 
 
 def computes_in_bf16(kind: str) -> bool:

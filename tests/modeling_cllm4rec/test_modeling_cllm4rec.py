@@ -267,9 +267,7 @@ def test_loss_in_chunks_is_summed_in_float32(monkeypatch, dtype, autocast):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_gradients_in_chunks_are_those_of_all_logits_at_once_and_each_is_computed_once(monkeypatch, dtype, frozen):
     shapes, made = [], nn.functional.linear
-    functions = SimpleNamespace(
-        linear=lambda *given: shapes.append(len(given[0])) or made(*given), log_softmax=nn.functional.log_softmax
-    )
+    functions = SimpleNamespace(linear=lambda *given: shapes.append(len(given[0])) or made(*given))
     monkeypatch.setattr(loss_cllm4rec, "F", functions)  # of a torch without the chunked kernel
     monkeypatch.setattr(loss_cllm4rec, "LOGITS_AT_A_TIME", 100)
     torch.manual_seed(0)
@@ -290,6 +288,23 @@ def test_gradients_in_chunks_are_those_of_all_logits_at_once_and_each_is_compute
         else:
             assert found.grad.dtype == dtype
             torch.testing.assert_close(found.grad.float(), exact.grad, **tolerance)
+
+
+def test_without_a_label_gradients_are_zeros(monkeypatch):
+    monkeypatch.delattr(nn.functional, "linear_cross_entropy", raising=False)
+    tensors = [torch.randn(shape, requires_grad=True) for shape in ((1, 6, 8), (20, 8), (20,))]
+    loss = next_token_loss(*tensors, torch.full((1, 6), -100))
+    loss.backward()
+    assert loss == 0
+    for tensor in tensors:
+        torch.testing.assert_close(tensor.grad, torch.zeros_like(tensor))
+
+
+def test_logits_that_are_large_do_not_overflow(monkeypatch):
+    monkeypatch.delattr(nn.functional, "linear_cross_entropy", raising=False)
+    hidden, weight = torch.full((1, 3, 1), 1e4), torch.tensor([[1.0], [-1.0], [0.99]])
+    found = next_token_loss(hidden, weight, None, torch.tensor([[-100, 0, 1]]), 1)
+    torch.testing.assert_close(found, torch.tensor(2e4), atol=1e-2, rtol=1e-6)
 
 
 def test_under_autocast_gradients_have_the_dtype_of_the_weights(monkeypatch):

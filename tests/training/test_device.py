@@ -43,10 +43,11 @@ def test_auto_is_what_the_machine_can_do(store_recipe, vary, tmp_path, monkeypat
     assert make_accelerator(recipe, None, tmp_path).mixed_precision == "no"
 
 
-def test_few_kernels_are_kept_unless_the_environment_says_otherwise(store_recipe, tmp_path, monkeypatch):
-    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+@pytest.mark.parametrize(("cache", "kept"), [("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16"), ("LRU_CACHE_CAPACITY", "1")])
+def test_few_kernels_are_kept_unless_the_environment_says_otherwise(store_recipe, tmp_path, monkeypatch, cache, kept):
+    monkeypatch.delenv(cache, raising=False)
     make_accelerator(store_recipe, None, tmp_path)
-    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "16"
-    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "500")
+    assert os.environ[cache] == kept
+    monkeypatch.setenv(cache, "500")
     make_accelerator(store_recipe, None, tmp_path)
-    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "500"
+    assert os.environ[cache] == "500"
