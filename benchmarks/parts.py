@@ -1,7 +1,8 @@
 """What each optimisation gives, alone: with it ÷ without it, everything else as it is.
 
-python benchmarks/parts.py            all of them
-python benchmarks/parts.py --short    fewer documents and repeats
+python benchmarks/parts.py                           all of them
+python benchmarks/parts.py --short                   fewer documents and repeats
+python benchmarks/parts.py --only packing batches    some of them
 
 On ml-100k, one of them on amazon-beauty with its larger catalogue, where they are at hand (else on the sample), the frozen GPT-2 of 4 layers, 256 wide, one thread.
 """
@@ -9,7 +10,7 @@ On ml-100k, one of them on amazon-beauty with its larger catalogue, where they a
 import argparse
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -82,6 +83,12 @@ def trains(stage: str, recipe: Recipe, corpora: Path, batches: int, without: str
     return lambda: sum(steps(next(done)) for _ in range(batches))
 
 
+def makes_batches(stage: str, recipe: Recipe, corpora: Path, batches: int) -> Callable[[], float]:
+    """A stage whose batches are made and not trained on; documents of a call."""
+    steps, done = steps_of(stage, recipe, corpora), itertools.count()
+    return lambda: sum(len(steps.batch(next(done))["document_lengths"]) for _ in range(batches))
+
+
 def forward_padded(
     self: modeling.CLLM4RecModel, embeds: torch.Tensor, lengths: tuple[int, ...], **kwargs: object
 ) -> object:
@@ -151,17 +158,24 @@ PARTS = (
 )
 
 
-def claims(short: bool, folder: Path | None = None) -> Iterator[Claim]:
+NAMES = (*(part.name for part in PARTS), "batches", "kernels", "adamw")
+
+
+def claims(short: bool, folder: Path | None = None, only: Sequence[str] = ()) -> Iterator[Claim]:
     """A claim for each optimisation, in documents (steps) a second.
 
     Args:
         short: Fewer documents and repeats.
         folder: Where backbone and corpora are kept; without it a temporary one.
+        only: Names out of [`NAMES`]; all without it.
     """
     repeats, batches = 3 if short else 5, 2 if short else 6
+    only = only or NAMES
     with tempfile.TemporaryDirectory(prefix="parts-") as temporary:
         where = folder or Path(temporary)
         for part in PARTS:
+            if part.name not in only:
+                continue
             name = set_at_hand(part.set)
             corpora = make_corpora(name, where)
             if part.half and not computes_in_bf16("cpu"):
@@ -175,15 +189,28 @@ def claims(short: bool, folder: Path | None = None) -> Iterator[Claim]:
             ):
                 found = alternate(part.claim, name, mine, other, unit="documents/s", repeats=repeats, command=COMMAND)
             yield found
-        if computes_in_bf16("cpu"):
-            name = set_at_hand("ml-100k")
+        name = set_at_hand("ml-100k")
+        if "batches" in only:
+            recipe, corpora = set_recipe(name, where, "pretrain.mixed_precision=auto"), make_corpora(name, where)
+            with (
+                Worker(makes_batches, "collaborative", recipe, corpora, 10 * batches) as making,
+                Worker(trains, "collaborative", recipe, corpora, batches, "") as training,
+            ):
+                # What batches that are made while a step computes could save at most.
+                found = alternate(
+                    "making a batch, ÷ the step that it is for", name, making, training, unit="ms per document",
+                    repeats=repeats, command=COMMAND,
+                )  # fmt: skip
+            yield found
+        if "kernels" in only and computes_in_bf16("cpu"):
             yield kernels_kept(name, where, make_corpora(name, where), 20 if short else 60)
-    with Worker(row_steps, True) as mine, Worker(row_steps, False) as other:
-        found = alternate(
-            "row-wise AdamW, ÷ dense", f"{TOUCHED:,} of {ROWS:,} rows", mine, other, unit="steps/s", repeats=repeats,
-            command=COMMAND,
-        )  # fmt: skip
-    yield found
+    if "adamw" in only:
+        with Worker(row_steps, True) as mine, Worker(row_steps, False) as other:
+            found = alternate(
+                "row-wise AdamW, ÷ dense", f"{TOUCHED:,} of {ROWS:,} rows", mine, other, unit="steps/s",
+                repeats=repeats, command=COMMAND,
+            )  # fmt: skip
+        yield found
 
 
 def kernels_kept(name: str, folder: Path, corpora: Path, batches: int) -> Claim:
@@ -203,10 +230,11 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="fewer documents and repeats")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="default: all")
     parser.add_argument("--folder", type=Path, help="where backbone and corpora are kept (default: a temporary one)")
     parser.add_argument("--write", action="store_true", help="put the claims into benchmarks/results/speed.json")
     chosen = parser.parse_args()
-    found = list(claims(chosen.short, chosen.folder))
+    found = list(claims(chosen.short, chosen.folder, chosen.only))
     if chosen.write:
         write_claims(found)
 

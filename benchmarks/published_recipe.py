@@ -287,11 +287,12 @@ class PublishedRecipe:
 
 
 class Epoch(NamedTuple):
-    """An epoch of the schedule: seconds of training up to its end, NDCG@100 on validation after it, mean loss in it."""
+    """An epoch of the schedule: seconds of training up to its end, NDCG@100 on validation after it, its standard error, mean loss in it."""
 
     seconds: float
     number: int
     ndcg_at_100: float
+    standard_error: float
     stage: str
     loss: float
 
@@ -368,11 +369,11 @@ def train_published(
         started = time.perf_counter()
         losses = [recipe.step(stage, keys) for keys in documents.epoch(stage)]
         spent += time.perf_counter() - started
-        reached = 0.0
+        reached = error = 0.0
         if stage in validate:
-            measured = evaluate_scores(score, users, train, held_out, batch_size=PREDICTED_TOGETHER)
-            reached = float(measured.ndcg_at_100.mean())
-        yield Epoch(spent, number, reached, stage, float(np.mean(losses)))
+            found = evaluate_scores(score, users, train, held_out, batch_size=PREDICTED_TOGETHER).ndcg_at_100
+            reached, error = float(found.mean()), float(found.std() / math.sqrt(len(found)))
+        yield Epoch(spent, number, reached, error, stage, float(np.mean(losses)))
 
 
 def strings_and_tokens(

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -262,3 +263,35 @@ def test_every_group_is_measured_written_and_drawn(tmp_path, monkeypatch):
     assert set(collected.groups(None, None, True)) == {
         "speed", "parts", "catalogue", "memory", "prediction", "serving", "vectors",
     }  # fmt: skip
+
+
+def test_the_same_epochs_on_both_sides_give_figures_of_the_same_users(sample, monkeypatch, tmp_path):
+    """One epoch of each: the engine trains the published method on the same documents, so that neither is far from the other."""
+    backbone, corpora, _ = sample
+    monkeypatch.setattr(speed, "make_backbone", lambda folder: backbone)
+    monkeypatch.setattr("benchmarks.sets.make_backbone", lambda folder: backbone)
+    monkeypatch.setattr(speed, "make_corpora", lambda name, folder: corpora)
+    monkeypatch.setenv("CLLM4REC_DATA", str(tmp_path / "none"))
+    quality, time = speed.same_epochs("sample", tmp_path, 1, 1)
+    reached, published = quality.runs[0]
+    assert 0.5 < reached / published < 2
+    assert 0 < 1 - quality.at_least < 0.2
+    stages = [speed.epochs_of(tmp_path / "sample-published", stage) for stage in ("pretrain", "finetune")]
+    assert [len(records) for records in stages] == [1, 1]
+    assert reached == stages[1][0]["ndcg_at_100"]
+    assert time.runs[0][0] == sum(records[0]["seconds"] for records in stages)
+
+
+def test_making_batches_counts_their_documents_and_trains_nothing(sample, monkeypatch):
+    _, corpora, recipe = sample
+    monkeypatch.setattr(steps.loop, "train_step", lambda *given, **options: pytest.fail("a step was made"))
+    make = parts.makes_batches("collaborative", recipe, corpora, 2)
+    assert make() == make() == 40
+
+
+def test_parts_are_measured_by_name(monkeypatch):
+    claims = []
+    monkeypatch.setattr(parts, "Worker", lambda *given: claims.append(given[0]) or nullcontext())
+    monkeypatch.setattr(parts, "alternate", lambda claim, *given, **options: claim)
+    assert list(parts.claims(True, only=["adamw"])) == ["row-wise AdamW, ÷ dense"]
+    assert claims == [parts.row_steps, parts.row_steps]
