@@ -9,6 +9,7 @@ On ml-100k, one of them on amazon-beauty with its larger catalogue, where they a
 
 import argparse
 import itertools
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -51,7 +52,7 @@ def trains(stage: str, recipe: Recipe, corpora: Path, batches: int, without: str
         corpora: Its corpora.
         batches: Steps at a call.
         without: `packing`, `gelu`, `attention`, `chunks`, `gradients`, `positions`, `rows`, `frozen`,
-            `half`, or `` for none.
+            `half`, or `` for none; `compile`: with torch.compile, which is not used otherwise.
 
     Returns:
         A function that gives the number of documents.
@@ -75,6 +76,8 @@ def trains(stage: str, recipe: Recipe, corpora: Path, batches: int, without: str
         mock.patch.object(modeling, "next_token_loss", loss_everywhere).start()
     elif without == "frozen":
         steps.towers.base.backbone.requires_grad_(True)
+    elif without == "compile":
+        steps.towers.base.backbone.compile(dynamic=True)
     elif without == "rows":
         mock.patch.object(loop, "looked_up_rows", return_value=nullcontext(lambda: None)).start()
     elif without == "packing":
@@ -153,6 +156,7 @@ PARTS = (
     Part("softmax over the words by one kernel in chunks, ÷ logits at once", "content", "chunks"),
     Part("logits where a label is, ÷ everywhere", "content", "positions"),
     Part("looked-up rows added to the head's gradient, ÷ by autograd", "recommendation", "rows", set="amazon-beauty"),
+    Part("as it is, ÷ with a backbone from torch.compile", "collaborative", "compile"),
     Part("bfloat16, ÷ float32", "collaborative", "half", half=True),
     Part("bfloat16: softmax over the words in chunks, ÷ logits at once", "content", "gradients", half=True),
 )
@@ -178,6 +182,9 @@ def claims(short: bool, folder: Path | None = None, only: Sequence[str] = ()) ->
                 continue
             name = set_at_hand(part.set)
             corpora = make_corpora(name, where)
+            if part.name == "compile" and (short or not shutil.which("g++")):
+                print(f"{part.claim}: not measured, it is no part of the short form and needs g++")
+                continue
             if part.half and not computes_in_bf16("cpu"):
                 print(f"{part.claim}: not measured, this processor has no instructions for bfloat16")
                 continue

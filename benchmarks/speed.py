@@ -22,6 +22,7 @@ from benchmarks.claims import MB, Claim, Worker, alternate, paired, write_claims
 from benchmarks.published_recipe import BATCH, STAGES, published, strings_and_tokens, train_published
 from benchmarks.sets import make_backbone, make_corpora, set_at_hand, set_recipe
 from benchmarks.steps import Steps, limit, ours, published_order
+from training.command_line import leave_libraries_to_themselves
 from training.data.corpora import open_corpora
 from training.finetune import finetune
 from training.pretrain import pretrain
@@ -138,6 +139,7 @@ def corpora_claims(name: str, folder: Path, repeats: int) -> Iterator[Claim]:
     One epoch of each stage is timed and counted as often as the schedule has it. What happens once counts once: of ours reading the
     raw table and building the corpora, of theirs reading the documents of these corpora.
     """
+    leave_libraries_to_themselves()  # as the scripts do
     backbone, corpora = make_backbone(folder), make_corpora(name, folder)
     opened, recipe = open_corpora(corpora), set_recipe(name, folder)
     stages = [stage for stage in SCHEDULE if stage != "content" or len(opened.texts("content"))]

@@ -338,6 +338,8 @@ def _word_vocabulary(state: dict[str, Any], count: int, num_words: int | None) -
 def _check_names(vocabulary: dict[str, int], num_users: int, num_items: int) -> None:
     counts = {"user": num_users, "item": num_items}
     for word in vocabulary:
+        if not word.startswith(("user_", "item_")):
+            continue
         match = re.fullmatch(r"(user|item)_(0|[1-9][0-9]*)", word)
         if match and int(match[2]) < counts[match[1]]:
             raise _refusal(f"{word!r} is one of its words already")

@@ -289,6 +289,12 @@ def test_making_batches_counts_their_documents_and_trains_nothing(sample, monkey
     assert make() == make() == 40
 
 
+def test_what_needs_a_compiler_is_left_out_in_so_many_words_where_there_is_none(monkeypatch, capsys):
+    monkeypatch.setattr(parts.shutil, "which", lambda name: None)
+    assert list(parts.claims(False, only=["compile"])) == []
+    assert "not measured, it is no part of the short form and needs g++" in capsys.readouterr().out
+
+
 def test_parts_are_measured_by_name(monkeypatch):
     claims = []
     monkeypatch.setattr(parts, "Worker", lambda *given: claims.append(given[0]) or nullcontext())

@@ -193,8 +193,10 @@ def ordered(rows: Ragged, documents: np.ndarray, histories: Ragged, method: Meth
     # An item's key is its place in the whole corpus, so that its number does not depend on the batch it is in.
     within = np.arange(len(rows.values)) - np.repeat(rows.offsets[:-1], rows.lengths)
     keys = np.repeat(histories.offsets[documents], rows.lengths) + within
-    row = np.repeat(np.arange(len(rows)), rows.lengths)
-    return Ragged(rows.values[np.lexsort((uniform(seed, epoch, ORDER, keys), row))], rows.offsets)
+    row = np.repeat(np.arange(len(rows), dtype=np.min_scalar_type(len(rows))), rows.lengths)
+    # By number, then by row: of small integers a stable sort counts, which takes a seventh of the time of a lexsort.
+    by_number = np.argsort(uniform(seed, epoch, ORDER, keys))
+    return Ragged(rows.values[by_number[np.argsort(row[by_number], kind="stable")]], rows.offsets)
 
 
 def last(rows: Ragged, count: int) -> Ragged:

@@ -399,14 +399,16 @@ def content_table(
     end = [] if base.eos_token_id is None else [base.eos_token_id]
     kinds, users, items, lengths = [], [], [], [0]
     parts: list[np.ndarray] = [np.empty(0, np.int32)]
+    # Ids alone: where each word stands in its text takes a fifth of the time more.
+    reader = base.backend_tokenizer
+    reader.no_truncation()
+    reader.no_padding()
     with tqdm(desc="tokenising texts", unit="text", disable=not progress, leave=False) as bar:
         while chunk := list(itertools.islice(sources, TEXTS_PER_BATCH)):
-            encoded = base([" " + source.text for source in chunk], add_special_tokens=False, verbose=False)[
-                "input_ids"
-            ]
+            encoded = reader.encode_batch_fast([" " + source.text for source in chunk], add_special_tokens=False)
             for source, words in zip(chunk, encoded, strict=True):
                 prompt, user_places, item_places = prompts[source.kind]
-                document = np.concatenate([prompt, np.asarray((words + end)[:limit], np.int32)])
+                document = np.concatenate([prompt, np.asarray((words.ids + end)[:limit], np.int32)])
                 document[user_places] = tokenizer.num_words + source.user
                 document[item_places] = tokenizer.num_words + tokenizer.num_users + source.item
                 parts.append(document)
