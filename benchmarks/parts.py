@@ -51,7 +51,7 @@ def trains(stage: str, recipe: Recipe, corpora: Path, batches: int, without: str
         recipe: Of the run.
         corpora: Its corpora.
         batches: Steps at a call.
-        without: `packing`, `gelu`, `attention`, `chunks`, `gradients`, `positions`, `rows`, `frozen`,
+        without: `packing`, `gelu`, `attention`, `chunks`, `positions`, `rows`, `frozen`,
             `half`, or `` for none; `compile`: with torch.compile, which is not used otherwise.
 
     Returns:
@@ -69,8 +69,6 @@ def trains(stage: str, recipe: Recipe, corpora: Path, batches: int, without: str
     elif without == "attention":
         set_attention_dropout(steps.towers.recommender, 0.1)
     elif without == "chunks":
-        vars(nn.functional).pop("linear_cross_entropy", None)  # as in a torch before 2.13
-    elif without == "gradients":
         mock.patch.object(modeling, "next_token_loss", loss_at_once).start()
     elif without == "positions":
         mock.patch.object(modeling, "next_token_loss", loss_everywhere).start()
@@ -147,6 +145,10 @@ class Part(NamedTuple):
     half: bool = False
     set: str = "ml-100k"
 
+    def kind(self) -> tuple[str, str, bool]:
+        """What one worker of ours stands for."""
+        return self.stage, self.set, self.half
+
 
 PARTS = (
     Part("packing, ÷ padded to the longest", "collaborative", "packing"),
@@ -158,11 +160,11 @@ PARTS = (
     Part("looked-up rows added to the head's gradient, ÷ by autograd", "recommendation", "rows", set="amazon-beauty"),
     Part("as it is, ÷ with a backbone from torch.compile", "collaborative", "compile"),
     Part("bfloat16, ÷ float32", "collaborative", "half", half=True),
-    Part("bfloat16: softmax over the words in chunks, ÷ logits at once", "content", "gradients", half=True),
+    Part("bfloat16: softmax over the words in chunks, ÷ logits at once", "content", "chunks", half=True),
 )
 
 
-NAMES = (*(part.name for part in PARTS), "batches", "kernels", "adamw")
+NAMES = (*dict.fromkeys(part.name for part in PARTS), "batches", "kernels", "adamw")
 
 
 def claims(short: bool, folder: Path | None = None, only: Sequence[str] = ()) -> Iterator[Claim]:
@@ -173,29 +175,12 @@ def claims(short: bool, folder: Path | None = None, only: Sequence[str] = ()) ->
         folder: Where backbone and corpora are kept; without it a temporary one.
         only: Names out of [`NAMES`]; all without it.
     """
-    repeats, batches = 3 if short else 5, 2 if short else 6
     only = only or NAMES
+    repeats, batches = amounts(short)
     with tempfile.TemporaryDirectory(prefix="parts-") as temporary:
         where = folder or Path(temporary)
-        for part in PARTS:
-            if part.name not in only:
-                continue
-            name = set_at_hand(part.set)
-            corpora = make_corpora(name, where)
-            if part.name == "compile" and (short or not shutil.which("g++")):
-                print(f"{part.claim}: not measured, it is no part of the short form and needs g++")
-                continue
-            if part.half and not computes_in_bf16("cpu"):
-                print(f"{part.claim}: not measured, this processor has no instructions for bfloat16")
-                continue
-            words = ["pretrain.mixed_precision=bf16"] if part.half else []
-            recipe = set_recipe(name, where, *words)
-            with (
-                Worker(trains, part.stage, recipe, corpora, batches, "") as mine,
-                Worker(trains, part.stage, recipe, corpora, batches, part.name) as other,
-            ):
-                found = alternate(part.claim, name, mine, other, unit="documents/s", repeats=repeats, command=COMMAND)
-            yield found
+        for kind, parts in itertools.groupby((part for part in PARTS if part.name in only), Part.kind):
+            yield from parts_of(*kind, list(parts), where, short)
         name = set_at_hand("ml-100k")
         if "batches" in only:
             recipe, corpora = set_recipe(name, where, "pretrain.mixed_precision=auto"), make_corpora(name, where)
@@ -218,6 +203,38 @@ def claims(short: bool, folder: Path | None = None, only: Sequence[str] = ()) ->
                 repeats=repeats, command=COMMAND,
             )  # fmt: skip
         yield found
+
+
+def amounts(short: bool) -> tuple[int, int]:
+    """Repeats, and steps of each."""
+    return (3, 2) if short else (5, 6)
+
+
+def parts_of(stage: str, data: str, half: bool, parts: list["Part"], folder: Path, short: bool) -> Iterator[Claim]:
+    """Claims of parts that one worker of ours stands against, one after the other.
+
+    Args:
+        stage: Of all of them.
+        data: The set.
+        half: Whether they are of bfloat16.
+        parts: Which.
+        folder: Where backbone and corpora are kept.
+        short: Fewer documents and repeats.
+    """
+    name, (repeats, batches) = set_at_hand(data), amounts(short)
+    if half and not computes_in_bf16("cpu"):
+        print("; ".join(part.claim for part in parts) + ": not measured, no instructions for bfloat16 here")
+        return
+    corpora = make_corpora(name, folder)
+    recipe = set_recipe(name, folder, *(["pretrain.mixed_precision=bf16"] if half else []))
+    with Worker(trains, stage, recipe, corpora, batches, "") as mine:
+        for part in parts:
+            if part.name == "compile" and (short or not shutil.which("g++")):
+                print(f"{part.claim}: not measured, it is no part of the short form and needs g++")
+                continue
+            with Worker(trains, stage, recipe, corpora, batches, part.name) as other:
+                found = alternate(part.claim, name, mine, other, unit="documents/s", repeats=repeats, command=COMMAND)
+            yield found
 
 
 def kernels_kept(name: str, folder: Path, corpora: Path, batches: int) -> Claim:
