@@ -155,10 +155,10 @@ PARTS = (
     Part("one kernel for GELU, ÷ eight operations", "collaborative", "gelu"),
     Part("attention without dropout in one kernel, ÷ with it", "collaborative", "attention"),
     Part("no gradients of frozen weights, ÷ with them", "collaborative", "frozen"),
+    Part("as it is, ÷ with a backbone from torch.compile", "collaborative", "compile"),
     Part("softmax over the words by one kernel in chunks, ÷ logits at once", "content", "chunks"),
     Part("logits where a label is, ÷ everywhere", "content", "positions"),
     Part("looked-up rows added to the head's gradient, ÷ by autograd", "recommendation", "rows", set="amazon-beauty"),
-    Part("as it is, ÷ with a backbone from torch.compile", "collaborative", "compile"),
     Part("bfloat16, ÷ float32", "collaborative", "half", half=True),
     Part("bfloat16: softmax over the words in chunks, ÷ logits at once", "content", "chunks", half=True),
 )

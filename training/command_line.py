@@ -59,8 +59,8 @@ def said_aloud() -> Iterator[None]:
 def leave_libraries_to_themselves() -> None:
     """Take what was made so far, the libraries above all, out of the garbage collector's rounds.
 
-    It goes over everything whenever many objects come, as from a tokenizer's file, a quarter of a second each time: without that,
-    corpora from the raw table take two thirds of the time (`python benchmarks/speed.py --stages corpora`, which does so on both sides).
+    It goes over everything whenever many objects come, as from a tokenizer's file, which takes longer than to read the file.
+    `python benchmarks/speed.py --stages corpora` does so, too, on both sides.
     """
     gc.freeze()
 

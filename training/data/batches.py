@@ -194,7 +194,7 @@ def ordered(rows: Ragged, documents: np.ndarray, histories: Ragged, method: Meth
     within = np.arange(len(rows.values)) - np.repeat(rows.offsets[:-1], rows.lengths)
     keys = np.repeat(histories.offsets[documents], rows.lengths) + within
     row = np.repeat(np.arange(len(rows), dtype=np.min_scalar_type(len(rows))), rows.lengths)
-    # By number, then by row: of small integers a stable sort counts, which takes a seventh of the time of a lexsort.
+    # By number, then by row: of small integers a stable sort counts, and a lexsort does not.
     by_number = np.argsort(uniform(seed, epoch, ORDER, keys))
     return Ragged(rows.values[by_number[np.argsort(row[by_number], kind="stable")]], rows.offsets)
 
