@@ -74,10 +74,12 @@ class CrossEntropyInChunks(torch.autograd.Function):
         of_states: list[torch.Tensor] = []
         of_weight = of_bias = None
         total = torch.zeros((), device=states.device)
+        held = states.new_empty(min(rows, len(states)), len(weight), dtype=torch.float32)
         for start in range(0, max(len(states), 1), rows):
             part, wanted = states[start : start + rows], targets[start : start + rows].unsqueeze(1)
+            logits = F.linear(part, weight, bias)
             # In place, from logits to the softmax less one at the target: one copy in float32 is all that is held.
-            wide = F.linear(part, weight, bias).float()
+            wide = held[: len(part)].copy_(logits)
             wide -= wide.amax(1, keepdim=True)
             total -= wide.gather(1, wanted).sum()
             sums = wide.exp_().sum(1, keepdim=True)
@@ -86,13 +88,14 @@ class CrossEntropyInChunks(torch.autograd.Function):
                 continue
             wide /= sums
             wide.scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=torch.float32))
-            of_logits = wide.to(part.dtype)
+            of_logits = logits.copy_(wide)
             if wants_bias:
                 of_bias = sum_of(of_bias, wide.sum(0))
             if wants_states:
                 of_states.append(of_logits @ weight)
             if wants_weight:
                 of_weight = sum_of(of_weight, of_logits.T @ part)
+            del logits, of_logits  # before the next ones are made
         ctx.gradients = torch.cat(of_states) if of_states else None, of_weight, of_bias
         ctx.dtype = states.dtype
         return total
