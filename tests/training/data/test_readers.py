@@ -14,7 +14,7 @@ import pytest
 
 from configuration.errors import InputError
 from configuration.recipe import Data, SideTable
-from training.data import readers
+from training.data import readers, tables
 from training.data.readers import read_tables
 
 HEADER = ["user", "item", "rating", "time", "review"]
@@ -639,3 +639,18 @@ def test_users_of_ml_100k_that_u_user_lacks_are_named(tmp_path):
     data = Data(format="ml-100k", path="ml")
     with pytest.raises(InputError, match=r"ml: the table of users lacks 1 of 2 users \(6\)"):
         build_interactions(read_tables(data), data, 0)
+
+
+@pytest.mark.parametrize("dtype", ["str", "string", object])
+@pytest.mark.parametrize(
+    "cells",
+    [["1", "2.5", None, "-3e5", "+5", ".5"], ["nan", "inf", "-Infinity", "1e400"], ["1", "five"], ["1", " 2"], ["", "1."],
+     ["1,000", "0x10", "1_000", "True"], ["9007199254740993", repr(0.1 + 0.2), "123456789012345678901234567890"], []],
+)  # fmt: skip
+def test_numbers_are_those_that_pandas_reads(cells, dtype):
+    series = pd.Series(cells, dtype=dtype)
+    expected = pd.to_numeric(series, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    found = tables._to_float(series)
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, expected)
+    found[:] = 0  # an array of its own
