@@ -10,7 +10,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -75,7 +75,7 @@ class Claim:
 
 
 class Worker(AbstractContextManager["Worker"]):
-    """A process that repeats one thing on demand.
+    """A process that repeats one thing on demand; it gets ready by itself, so that several do so at once.
 
     Args:
         setup: A module-level function; called in the process, it gives a function that does one repeat and returns the
@@ -91,11 +91,21 @@ class Worker(AbstractContextManager["Worker"]):
             self.process = context.Process(target=_work, args=(theirs, setup, args), daemon=True)
             self.process.start()
         theirs.close()
-        self._answer()
-        self.repeat()  # caches fill, memory is allocated
+        self.is_ready = False
+
+    def ready(self) -> None:
+        """Wait until the process has set up and done a first repeat, with which caches fill and memory is allocated.
+
+        Raises:
+            RuntimeError: if it failed.
+        """
+        if not self.is_ready:
+            self._answer()
+            self.is_ready = True
 
     def repeat(self) -> tuple[float, float]:
         """Do one repeat; the amount of work and the seconds it took."""
+        self.ready()
         self.connection.send("repeat")
         work, seconds = self._answer()
         return work, seconds
@@ -103,6 +113,7 @@ class Worker(AbstractContextManager["Worker"]):
     @property
     def peak_memory(self) -> int:
         """Most resident memory of the process so far, in bytes, the libraries included."""
+        self.ready()
         self.connection.send("memory")
         return int(self._answer())
 
@@ -143,12 +154,24 @@ def threads_of(count: int) -> dict[str, str]:
     return dict.fromkeys(names, str(count)) | {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
+@contextmanager
+def together(*workers: Worker) -> Iterator[tuple[Worker, ...]]:
+    """Workers that are all ready, having set up at the same time; they end with the block."""
+    with ExitStack() as stack:
+        for worker in workers:
+            stack.enter_context(worker)
+        for worker in workers:
+            worker.ready()
+        yield workers
+
+
 def _work(connection: Connection, setup: Callable[..., Callable[[], float]], args: tuple[Any, ...]) -> None:
     try:
         import torch
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         repeat = setup(*args)
+        repeat()
         connection.send(("ready", None))
         while True:
             wanted = connection.recv()
@@ -195,6 +218,8 @@ def alternate(
         at_most: What the ratio should not exceed.
         command: What measures this claim alone.
     """
+    for worker in (ours, reference):
+        worker.ready()
     runs = []
     for _ in range(repeats):
         pair = [worker.repeat() for worker in (ours, reference)]

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.activations import NewGELUActivation
 
-from benchmarks.claims import MB, Claim, Worker, alternate, environment, paired, write_claims
+from benchmarks.claims import MB, Claim, Worker, alternate, environment, paired, together, write_claims
 from benchmarks.sets import make_corpora, set_at_hand, set_recipe
 from benchmarks.steps import Steps
 from configuration.recipe import Recipe
@@ -227,14 +227,16 @@ def parts_of(stage: str, data: str, half: bool, parts: list["Part"], folder: Pat
         return
     corpora = make_corpora(name, folder)
     recipe = set_recipe(name, folder, *(["pretrain.mixed_precision=bf16"] if half else []))
-    with Worker(trains, stage, recipe, corpora, batches, "") as mine:
-        for part in parts:
-            if part.name == "compile" and (short or not shutil.which("g++")):
-                print(f"{part.claim}: not measured, it is no part of the short form and needs g++")
-                continue
-            with Worker(trains, stage, recipe, corpora, batches, part.name) as other:
-                found = alternate(part.claim, name, mine, other, unit="documents/s", repeats=repeats, command=COMMAND)
-            yield found
+    measured = []
+    for part in parts:
+        if part.name == "compile" and (short or not shutil.which("g++")):
+            print(f"{part.claim}: not measured, it is no part of the short form and needs g++")
+        else:
+            measured.append(part)
+    names = ("", *(part.name for part in measured))
+    with together(*(Worker(trains, stage, recipe, corpora, batches, without) for without in names)) as (mine, *others):
+        for part, other in zip(measured, others, strict=True):
+            yield alternate(part.claim, name, mine, other, unit="documents/s", repeats=repeats, command=COMMAND)
 
 
 def kernels_kept(name: str, folder: Path, corpora: Path, batches: int) -> Claim:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import torch
 from scipy.sparse import csr_matrix
 
-from benchmarks.claims import MB, Claim, Worker, alternate, paired, resident_memory
+from benchmarks.claims import MB, Claim, Worker, alternate, paired, resident_memory, together
 from modeling_cllm4rec import CLLM4RecConfig, CLLM4RecForRecommendation
 from training.data.batches import Layout
 from training.data.ragged import Ragged
@@ -159,13 +159,13 @@ def claims(short: bool, num_users: int = USERS, num_items: int = ITEMS) -> Itera
     """
     fewer, large = min(FEWER_ITEMS, num_items), f"{num_items:,} items"
     count, few, repeats = (BATCH, BATCH // 4, 3) if short else (4 * BATCH, BATCH // 4, 5)
-    with (
-        Worker(prediction, num_users, num_items, count) as ours,
-        Worker(prediction_from_all_logits, num_users, num_items, few) as all_logits,
-        Worker(prediction, num_users, fewer, count) as with_fewer,
-    ):
-        runs = [[worker.repeat() for worker in (ours, all_logits, with_fewer)] for _ in range(repeats)]
-        peaks = [worker.peak_memory for worker in (ours, all_logits, with_fewer)]
+    with together(
+        Worker(prediction, num_users, num_items, count),
+        Worker(prediction_from_all_logits, num_users, num_items, few),
+        Worker(prediction, num_users, fewer, count),
+    ) as workers:
+        runs = [[worker.repeat() for worker in workers] for _ in range(repeats)]
+        peaks = [worker.peak_memory for worker in workers]
     rates = [[count / mine[1], few / theirs[1]] for mine, theirs, _ in runs]
     yield paired(
         "top 100 of all items in blocks ÷ from all logits",

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.claims import MB, Claim, Worker, alternate, paired, write_claims
+from benchmarks.claims import MB, Claim, Worker, alternate, paired, together, write_claims
 from benchmarks.published_recipe import BATCH, STAGES, published, strings_and_tokens, train_published
 from benchmarks.sets import make_backbone, make_corpora, set_at_hand, set_recipe
 from benchmarks.steps import Steps, limit, ours, published_order
@@ -101,12 +101,14 @@ def stage_claims(name: str, stage: str, at_least: float, folder: Path, short: bo
     command = COMMAND.format(name, stage)
     unit = "users/s" if stage == "predict" else "documents/s"
     plan = None if stage == "predict" else published_order(stage, corpora, backbone)
-    with Worker(ours, stage, recipe, corpora, batches, plan) as mine:
-        with Worker(published, stage, corpora, backbone, batches) as theirs:
-            speed = alternate(
-                f"{stage}, ours ÷ published", name, mine, theirs,
-                unit=unit, repeats=repeats, at_least=at_least, command=command,
-            )  # fmt: skip
+    against = [Worker(published, stage, corpora, backbone, batches)]
+    if stage != "predict":
+        against.append(Worker(limit, stage, recipe, corpora, batches, plan))
+    with together(Worker(ours, stage, recipe, corpora, batches, plan), *against) as (mine, theirs, *bare):
+        speed = alternate(
+            f"{stage}, ours ÷ published", name, mine, theirs,
+            unit=unit, repeats=repeats, at_least=at_least, command=command,
+        )  # fmt: skip
         yield speed
         peaks = speed.peak_memory_bytes or [0, 0]
         yield paired(
@@ -117,12 +119,11 @@ def stage_claims(name: str, stage: str, at_least: float, folder: Path, short: bo
             f"{stage}, peak memory of the whole process, ours ÷ published", name,
             [[peak / MB for peak in peaks]], unit="MB", command=command,
         )  # fmt: skip
-        if stage != "predict":
-            with Worker(limit, stage, recipe, corpora, batches, plan) as bare:
-                yield alternate(
-                    f"{stage}, training step ÷ limit", name, mine, bare, unit="ms per document",
-                    repeats=repeats if short else 2 * repeats - 1, at_most=MOST_OVER_LIMIT, command=command,
-                )  # fmt: skip
+        for worker in bare:
+            yield alternate(
+                f"{stage}, training step ÷ limit", name, mine, worker, unit="ms per document",
+                repeats=repeats if short else 2 * repeats - 1, at_most=MOST_OVER_LIMIT, command=command,
+            )  # fmt: skip
 
 
 def idle() -> Callable[[], float]:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from benchmarks.claims import Claim, Worker, alternate, environment, paired, write_claims
+from benchmarks.claims import Claim, Worker, alternate, environment, paired, together, write_claims
 
 
 def counting(first, seconds):
@@ -79,7 +79,15 @@ def test_variables_are_what_they_were_after_the_block(monkeypatch):
 
 def test_what_fails_in_a_worker_is_told():
     with pytest.raises(RuntimeError, match="ValueError: no such thing"):
-        Worker(failing)
+        Worker(failing).ready()
+
+
+def test_workers_set_up_at_the_same_time_and_are_ready_in_the_block():
+    with together(Worker(counting, 0, 0.0), Worker(counting, 10, 0.0)) as (one, other):
+        assert all(worker.is_ready and not worker.connection.poll() for worker in (one, other))
+        assert [worker.repeat()[0] for worker in (other, one)] == [11, 1]
+    assert not one.process.is_alive()
+    assert not other.process.is_alive()
 
 
 def test_claims_replace_those_of_their_name_and_set_and_leave_the_rest(tmp_path):
