@@ -3,6 +3,7 @@
 python benchmarks/quality.py                                  every set at hand, the default recipe, three seeds, and all baselines
 python benchmarks/quality.py --set sample --methods default paper --seeds 1
 python benchmarks/quality.py --ablation --set sample          each departure from the paper taken away alone, one seed
+python benchmarks/quality.py --gains --set sample             each departure alone, added to the published method, one seed
 python benchmarks/quality.py --curves --set sample            mutual regularisation, learning rates, held-out share, one seed
 
 Baselines are tuned on validation over the grids of `training/evaluation/baselines.py`: popularity, item-kNN, EASE, iALS. So are those
@@ -63,6 +64,21 @@ ABLATION = {
     "no text map": "method.text_map=false",
     "no offsets of users": "method.user_offsets=false",
 }
+# Of the published method, each departure from it alone: what the default recipe says in its place.
+GAINS = {
+    "ID embeddings start from factors": ["method.initialisation=ials", "method.initialisation_std=0.05"],
+    "distillation, the teacher is iALS": ["method.distillation=0.8", "method.teacher=ials"],
+    "distillation, texts in the teacher": ["method.distillation=0.8", "method.teacher=blend"],
+    "offsets of users, by the teacher with texts": ["method.user_offsets=true", "method.teacher=blend"],
+    "the mean readout": ["method.readout=mean"],
+    "held-out shares that differ": ["method.held_out_share=[0.2, 0.6]"],
+    "half of the prompts without a user token": ["method.user_token_dropout=0.5"],
+    "a backbone that learns": ["backbone.train=full"],
+    "warm-up, a falling learning rate, clipping": [
+        "pretrain.warmup_epochs=1", "pretrain.schedule=cosine", "pretrain.max_grad_norm=1.0",
+        "finetune.warmup_epochs=2", "finetune.schedule=cosine", "finetune.max_grad_norm=1.0",
+    ],
+}  # fmt: skip
 # Fields to set by a curve, and their values, the default recipe's own among them.
 CURVES: dict[str, tuple[Any, ...]] = {
     "method.lambda_v": (0.0, 0.01, 0.1, 1.0, 10.0),
@@ -269,18 +285,27 @@ def compare(
     return rows
 
 
-def ablation(name: str, folder: Path, overrides: list[str]) -> dict[str, Row]:
-    """The default recipe, and without each departure, one seed each."""
+def one_by_one(
+    name: str, method: str, changes: dict[str, list[str]], folder: Path, overrides: list[str]
+) -> dict[str, Row]:
+    """A method's recipe, and with each change alone, one seed each.
+
+    Args:
+        name: The set.
+        method: The method's file.
+        changes: Words `field=value` by what they do.
+        folder: Where runs are kept.
+        overrides: Laid over all.
+    """
     rows, like = {}, None
-    for label, word in {"the default recipe": None, **ABLATION}.items():
-        words = [*([word] if word else []), *overrides]
-        results = run_once(name, "default", SEEDS[0], folder, *words, baselines=word is None, like=like)
-        like = like or Run.of(recipe_of(name, "default", SEEDS[0], folder, *overrides))
+    for label, words in {f"the {method} recipe": [], **changes}.items():
+        results = run_once(name, method, SEEDS[0], folder, *words, *overrides, baselines=not words, like=like)
+        like = like or Run.of(recipe_of(name, method, SEEDS[0], folder, *overrides))
         rows[label] = summary(
             [results["test"]["ndcg_at_100"]["value"]],
             validation=results["validation"]["ndcg_at_100"]["value"],
             by_history=results["test_by_history"]["ndcg_at_100"]["value"],
-            departure=word,
+            departure=" ".join(words) or None,
         )
     return rows
 
@@ -352,20 +377,25 @@ def main() -> None:
     add("--methods", nargs="+", default=["default"], help="recipes of the method; the first brings the baselines")
     add("--seeds", type=int, default=3, choices=range(1, len(SEEDS) + 1), help="default: %(default)s")
     add("--ablation", action="store_true", help="the default recipe without each departure from the paper, instead")
+    add("--gains", action="store_true", help="the published method with each departure from it alone, instead")
     add("--curves", action="store_true", help="the default recipe with several values of some fields, instead")
     add("--sasrec", metavar="PYTHON", help="interpreter of an environment with RecTools: see benchmarks/sasrec.py")
     add("--folder", type=Path, default=Path("runs/quality"), help="where runs are kept (default: %(default)s)")
     add(
         "--write",
         action="store_true",
-        help="put the rows into benchmarks/results/quality.json, ablation.json or curves.json",
+        help="put the rows into benchmarks/results/quality.json, or the file that is named like --ablation, --gains, --curves",
     )
     add("overrides", nargs="*", metavar="field=value", help="laid over every recipe")
     chosen = parser.parse_args()
-    path = RESULTS / ("ablation.json" if chosen.ablation else "curves.json" if chosen.curves else "quality.json")
+    instead = next((other for other in ("ablation", "gains", "curves") if getattr(chosen, other)), None)
+    path = RESULTS / f"{instead or 'quality'}.json"
     for name in dict.fromkeys(map(set_at_hand, chosen.set)):
         if chosen.ablation:
-            rows = ablation(name, chosen.folder, chosen.overrides)
+            taken_away = {label: [word] for label, word in ABLATION.items()}
+            rows = one_by_one(name, "default", taken_away, chosen.folder, chosen.overrides)
+        elif chosen.gains:
+            rows = one_by_one(name, "paper", GAINS, chosen.folder, chosen.overrides)
         elif chosen.curves:
             rows = curves(name, chosen.folder, chosen.overrides)
         else:
@@ -373,13 +403,13 @@ def main() -> None:
         print("\n".join(["", *lines(name, rows)]), flush=True)
         if chosen.write:
             found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            if not (chosen.ablation or chosen.curves):  # models that were not run this time keep their rows
+            if instead is None:  # models that were not run this time keep their rows
                 rows = found.get(name, {}) | rows
             found[name] = rows
             write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
             if chosen.curves:
                 draw_curves(found, RESULTS / "curves.png")
-            elif not chosen.ablation:
+            elif instead is None:
                 draw(found, RESULTS / "quality.png")
 
 

@@ -100,6 +100,44 @@ def test_every_departure_is_a_field_that_the_default_recipe_sets_otherwise():
         assert json.dumps(vars(load_recipe("sample", "default", [word])), default=vars) != default, word
 
 
+def test_every_gain_is_what_the_default_recipe_says_in_place_of_the_published_method():
+    default, paper = load_recipe("sample", "default"), load_recipe("sample", "paper")
+    for label, words in quality.GAINS.items():
+        changed = load_recipe("sample", "paper", words)
+        for word in words:
+            section, field = word.split("=")[0].split(".")
+            values = [getattr(getattr(recipe, section), field) for recipe in (paper, changed, default)]
+            if word != "method.teacher=ials":
+                assert values[1] == values[2], word
+        assert vars(changed) != vars(paper), label
+
+
+def test_changes_are_made_one_by_one_and_the_first_row_brings_the_baselines(monkeypatch, tmp_path):
+    calls = []
+
+    def run_once(name, method, seed, folder, *words, baselines, like):
+        calls.append((method, words, baselines, like and like.folder.name))
+        figure = {"ndcg_at_100": {"value": 0.1 * len(calls)}}
+        return {"test": figure, "validation": figure, "test_by_history": figure}
+
+    monkeypatch.setattr(quality, "run_once", run_once)
+    changes = {"the mean": ["method.readout=mean"], "a start": ["method.initialisation=ials", "seed=1"]}
+    rows = quality.one_by_one("sample", "paper", changes, tmp_path, ["finetune.epochs=1"])
+    first = "sample-paper-42-finetune.epochs=1"
+    assert calls == [
+        ("paper", ("finetune.epochs=1",), True, None),
+        ("paper", ("method.readout=mean", "finetune.epochs=1"), False, first),
+        ("paper", ("method.initialisation=ials", "seed=1", "finetune.epochs=1"), False, first),
+    ]
+    assert list(rows) == ["the paper recipe", *changes]
+    assert [row["departure"] for row in rows.values()] == [
+        None,
+        "method.readout=mean",
+        "method.initialisation=ials seed=1",
+    ]
+    assert rows["a start"]["by_history"] == pytest.approx(0.3)
+
+
 def test_the_picture_has_a_panel_a_set(tmp_path):
     rows = {"CLLM4Rec, default": summary([0.4, 0.42]), "iALS": summary([0.38])}
     heights = []
