@@ -2,6 +2,7 @@
 
 python benchmarks/quality.py                                  every set at hand, the default recipe, three seeds, and all baselines
 python benchmarks/quality.py --set sample --methods default paper --seeds 1
+python benchmarks/quality.py --data shop.yaml                 a set of your own: its file for --config, or a table whose columns data.FIELD=NAME say
 python benchmarks/quality.py --ablation --set sample          each departure from the paper taken away alone, one seed
 python benchmarks/quality.py --gains --set sample             each departure alone, added to the published method, one seed
 python benchmarks/quality.py --curves --set sample            mutual regularisation, learning rates, held-out share, one seed
@@ -10,7 +11,7 @@ Baselines are tuned on validation over the grids of `training/evaluation/baselin
 that know the texts: what users with like texts chose (TF-IDF, kernel ridge, one's own row left out), EASE that sees the items' texts,
 topics of histories and of people's own texts against those of the items, and iALS blended with all of these, the teacher of the
 default recipe. The likeness of the items' texts to the history's (cosines of TF-IDF, or of
-sentence vectors where the recipe names a text encoder: text_encoder.name=NAME) has nothing to choose; SASRec (--sasrec) has one setting, and stops on validation. A run is kept in --folder and not done again for the same recipe. Printed is test
+sentence vectors where the recipe names a text encoder: text_encoder.name=NAME) has nothing to choose; SASRec (--sasrec) has one setting, and stops on validation. A run is kept in --folder and not done again for the same recipe and data. Printed is test
 NDCG@100, mean over seeds with its standard deviation, and the paired differences to all baselines with their standard errors over users; --write puts it all into benchmarks/results/quality.json and draws the picture.
 """
 
@@ -34,7 +35,8 @@ from benchmarks.sets import PATHS, SAMPLE, set_at_hand, where_the_set_is
 from benchmarks.text_vectors import sentence_vectors
 from configuration.load import load_recipe
 from configuration.recipe import Recipe
-from training.data.corpora import Corpora, open_corpora
+from training.data.corpora import Corpora, expected_fingerprint, open_corpora
+from training.data.readers import read_tables
 from training.evaluation.bias import Bias
 from training.evaluation.predictions import Parts
 from training.evaluation.ranking import PerUser, as_json, evaluate_scores, mean_over_users, measure_users
@@ -96,7 +98,7 @@ def run_once(
     """The results of a run, trained where `folder` does not hold one of the same recipe.
 
     Args:
-        name: The set.
+        name: The set, or the file of one's own.
         method: The method's file.
         seed: Of the run.
         folder: Where runs are kept.
@@ -109,12 +111,18 @@ def run_once(
     kept = run.folder / "results.json"
     if kept.is_file():
         found = json.loads(kept.read_text(encoding="utf-8"))
-        if found["recipe"] == json.loads(json.dumps(asdict(recipe))):
+        if found["recipe"] == json.loads(json.dumps(asdict(recipe))) and is_of_these_data(run):
             return found
     if like is None or not takes_over(run, like):
         pretrain(recipe, overwrite=True)
     finetune(recipe, overwrite=True)
     return predict(recipe, overwrite=True)
+
+
+def is_of_these_data(run: Run) -> bool:
+    """Whether the files that the recipe names are still those that the run was trained on."""
+    source = read_tables(run.recipe.data).source
+    return open_corpora(run.corpora).info["fingerprint"] == expected_fingerprint(run.corpora, run.recipe, source)
 
 
 def takes_over(run: Run, other: Run) -> bool:
@@ -133,11 +141,20 @@ def takes_over(run: Run, other: Run) -> bool:
 def recipe_of(name: str, method: str, seed: int, folder: Path, *overrides: str) -> Recipe:
     """The recipe of a run, whose name says what is special about it."""
     said = [word for word in overrides if not word.startswith("evaluation.")]
-    label = "-".join([name, method, str(seed), *(word.replace("/", "_") for word in said)])
+    label = "-".join([shown(name), method, str(seed), *(word.replace("/", "_") for word in said)])
     if len(label) > LONGEST_NAME:  # a folder's name has its limits
         label = f"{label[:LONGEST_NAME]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
-    words = [*where_the_set_is(name), f"seed={seed}", f"output_dir={folder}", "tracker=none", f"name={label}"]
-    return load_recipe(name, method, [*words, *overrides])
+    words = [f"seed={seed}", f"output_dir={folder}", "tracker=none", f"name={label}", *overrides]
+    if name in SETS:
+        return load_recipe(name, method, [*where_the_set_is(name), *words])
+    if Path(name).suffix in {".yaml", ".yml"}:
+        return load_recipe(Path(name), method, words)
+    return load_recipe(None, method, [f"data.path={name}", *words])
+
+
+def shown(name: str) -> str:
+    """What a set is called: its name, of one's own the file's."""
+    return name if name in SETS else Path(name).name.partition(".")[0]
 
 
 class Against:
@@ -374,6 +391,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--set", nargs="+", choices=[SAMPLE, *PATHS], default=SETS, help="default: all")
+    add("--data", nargs="+", metavar="FILE", help="sets of your own, instead: a set's YAML, or a table")
     add("--methods", nargs="+", default=["default"], help="recipes of the method; the first brings the baselines")
     add("--seeds", type=int, default=3, choices=range(1, len(SEEDS) + 1), help="default: %(default)s")
     add("--ablation", action="store_true", help="the default recipe without each departure from the paper, instead")
@@ -384,13 +402,15 @@ def main() -> None:
     add(
         "--write",
         action="store_true",
-        help="put the rows into benchmarks/results/quality.json, or the file that is named like --ablation, --gains, --curves",
+        help="put the rows into benchmarks/results/quality.json, or the file that is named like --ablation, --gains, --curves; those of --data "
+        "into such a file in --folder",
     )
     add("overrides", nargs="*", metavar="field=value", help="laid over every recipe")
     chosen = parser.parse_args()
     instead = next((other for other in ("ablation", "gains", "curves") if getattr(chosen, other)), None)
-    path = RESULTS / f"{instead or 'quality'}.json"
-    for name in dict.fromkeys(map(set_at_hand, chosen.set)):
+    results = chosen.folder if chosen.data else RESULTS
+    path = results / f"{instead or 'quality'}.json"
+    for name in dict.fromkeys(chosen.data or map(set_at_hand, chosen.set)):
         if chosen.ablation:
             taken_away = {label: [word] for label, word in ABLATION.items()}
             rows = one_by_one(name, "default", taken_away, chosen.folder, chosen.overrides)
@@ -400,17 +420,18 @@ def main() -> None:
             rows = curves(name, chosen.folder, chosen.overrides)
         else:
             rows = compare(name, chosen.methods, chosen.seeds, chosen.folder, chosen.overrides, chosen.sasrec)
-        print("\n".join(["", *lines(name, rows)]), flush=True)
+        label = shown(name)
+        print("\n".join(["", *lines(label, rows)]), flush=True)
         if chosen.write:
             found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
             if instead is None:  # models that were not run this time keep their rows
-                rows = found.get(name, {}) | rows
-            found[name] = rows
+                rows = found.get(label, {}) | rows
+            found[label] = rows
             write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
             if chosen.curves:
-                draw_curves(found, RESULTS / "curves.png")
+                draw_curves(found, results / "curves.png")
             elif instead is None:
-                draw(found, RESULTS / "quality.png")
+                draw(found, results / "quality.png")
 
 
 if __name__ == "__main__":

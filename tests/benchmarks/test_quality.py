@@ -9,6 +9,7 @@ from benchmarks import quality
 from benchmarks.quality import ABLATION, compare, draw, lines, recipe_of, run_once, summary
 from configuration.load import load_recipe
 from training.data.corpora import open_corpora
+from training.predict import predict
 from training.run import Run
 
 SHORT = ["pretrain.epochs=0", "finetune.epochs=0", "evaluation.selection_users=20"]
@@ -136,6 +137,40 @@ def test_changes_are_made_one_by_one_and_the_first_row_brings_the_baselines(monk
         "method.initialisation=ials seed=1",
     ]
     assert rows["a start"]["by_history"] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("kind", ["table", "yaml"])
+def test_a_set_of_ones_own_is_a_table_or_the_file_that_training_takes(kind, tmp_path, monkeypatch, capsys):
+    rng, table = np.random.default_rng(0), tmp_path / "shop.csv"
+    pairs = {(user, int(item)) for user in range(30) for item in rng.integers(0, 20, 12)}
+    table.write_text("customer,item\n" + "".join(f"{user},{item}\n" for user, item in sorted(pairs)))
+    words, data = ["data.user_column=customer"], table
+    if kind == "yaml":
+        data = tmp_path / "shop.yaml"
+        data.write_text(f"data:\n  path: {table}\n  user_column: customer\n")
+        words = []
+    folder = tmp_path / "runs"
+    words += [*SHORT, "evaluation.baselines=[popularity]"]
+    arguments = ["quality.py", "--data", str(data), "--seeds", "1", "--folder", str(folder), "--write", *words]
+    monkeypatch.setattr(sys, "argv", arguments)
+    quality.main()
+    found = json.loads((folder / "quality.json").read_text())["shop"]
+    assert found["CLLM4Rec, default"]["ndcg_at_100"]["mean"] > 0
+    assert "| shop | NDCG@100 | |" in capsys.readouterr().out
+    assert (folder / "quality.png").is_file()
+    trained = []
+    monkeypatch.setattr(
+        quality,
+        "predict",
+        lambda recipe, overwrite: trained.append(recipe.name) or predict(recipe, overwrite=overwrite),
+    )
+    recipe_words = [word for word in words if not word.startswith("evaluation.baselines")]
+    kept = [str(data), "default", 42, folder, *recipe_words, "evaluation.baselines=[popularity]"]
+    run_once(*kept, baselines=True)
+    assert trained == []
+    table.write_text(table.read_text() + "31,1\n31,2\n31,3\n")
+    run_once(*kept, baselines=True)
+    assert len(trained) == 1
 
 
 def test_the_picture_has_a_panel_a_set(tmp_path):
