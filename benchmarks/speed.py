@@ -288,17 +288,19 @@ def main() -> None:
     add("overrides", nargs="*", metavar="field=value", help="with --until-best: laid over our recipe")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="speed-") as temporary:
-        folder = chosen.folder or Path(temporary)
+        folder, at_hand = chosen.folder or Path(temporary), chosen.set
+        if chosen.until_best or chosen.same_epochs:
+            at_hand = dict.fromkeys(map(set_at_hand, chosen.set))
         if chosen.until_best:
             epochs = 10 if chosen.language_epochs is None else chosen.language_epochs
             found = [
                 claim
-                for name in chosen.set
+                for name in at_hand
                 for claim in until_best(name, folder, chosen.seconds, *chosen.overrides, language_epochs=epochs)
             ]
         elif chosen.same_epochs:
             epochs = 2 if chosen.language_epochs is None else chosen.language_epochs
-            found = [claim for name in chosen.set for claim in same_epochs(name, folder, epochs, chosen.epochs)]
+            found = [claim for name in at_hand for claim in same_epochs(name, folder, epochs, chosen.epochs)]
         else:
             found = list(claims(chosen.short, folder, tuple(chosen.set), tuple(chosen.stages)))
     if chosen.write:

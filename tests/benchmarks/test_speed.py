@@ -282,6 +282,17 @@ def test_the_same_epochs_on_both_sides_give_figures_of_the_same_users(sample, mo
     assert time.runs[0][0] == sum(records[0]["seconds"] for records in stages)
 
 
+@pytest.mark.parametrize("what", ["until_best", "same_epochs"])
+def test_sets_that_are_not_at_hand_are_the_sample_once(what, monkeypatch, tmp_path, capsys):
+    names = []
+    monkeypatch.setenv("CLLM4REC_DATA", str(tmp_path / "none"))
+    monkeypatch.setattr(speed, what, lambda name, *given, **options: names.append(name) or [])
+    monkeypatch.setattr("sys.argv", ["speed.py", f"--{what.replace('_', '-')}", "--set", "ml-100k", "amazon-beauty"])
+    speed.main()
+    assert names == ["sample"]
+    assert "the embedded sample is measured instead" in capsys.readouterr().out
+
+
 def test_making_batches_counts_their_documents_and_trains_nothing(sample, monkeypatch):
     _, corpora, recipe = sample
     monkeypatch.setattr(steps.loop, "train_step", lambda *given, **options: pytest.fail("a step was made"))
