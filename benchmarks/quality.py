@@ -1,7 +1,7 @@
 """How well the recommender ranks, against all that its users would otherwise use: same split, same information, whole catalogue.
 
 python benchmarks/quality.py                                  every set at hand, the default recipe, three seeds, and all baselines
-python benchmarks/quality.py --set sample --methods default paper --seeds 1
+python benchmarks/quality.py --methods paper --alone           the published method, without baselines
 python benchmarks/quality.py --data shop.yaml                 a set of your own: its file for --config, or a table whose columns data.FIELD=NAME say
 python benchmarks/quality.py --ablation --set sample          each departure from the paper taken away alone, one seed
 python benchmarks/quality.py --gains --set sample             each departure alone, added to the published method, one seed
@@ -269,11 +269,23 @@ def compare(
     folder: Path,
     overrides: list[str],
     python: str | None = None,
+    *,
+    alone: bool = False,
 ) -> dict[str, Row]:
-    """A row for each model of a set; of SASRec where there is an interpreter for it, of sentence vectors where there is a text encoder."""
+    """A row for each model of a set; of SASRec where there is an interpreter for it, of sentence vectors where there is a text encoder.
+
+    Args:
+        name: The set, or the file of one's own.
+        methods: Recipes of the method; the first brings the baselines.
+        seeds: How many.
+        folder: Where runs are kept.
+        overrides: Words `field=value` laid over every recipe.
+        python: SASRec's interpreter.
+        alone: Without baselines.
+    """
     rows: dict[str, Row] = {}
     for method in methods:
-        first = method == methods[0]
+        first = method == methods[0] and not alone
         runs = [
             run_once(name, method, seed, folder, *overrides, baselines=first and seed == SEEDS[0])
             for seed in SEEDS[:seeds]
@@ -394,6 +406,7 @@ def main() -> None:
     add("--data", nargs="+", metavar="FILE", help="sets of your own, instead: a set's YAML, or a table")
     add("--methods", nargs="+", default=["default"], help="recipes of the method; the first brings the baselines")
     add("--seeds", type=int, default=3, choices=range(1, len(SEEDS) + 1), help="default: %(default)s")
+    add("--alone", action="store_true", help="without baselines, whose rows stay as --write finds them")
     add("--ablation", action="store_true", help="the default recipe without each departure from the paper, instead")
     add("--gains", action="store_true", help="the published method with each departure from it alone, instead")
     add("--curves", action="store_true", help="the default recipe with several values of some fields, instead")
@@ -419,7 +432,9 @@ def main() -> None:
         elif chosen.curves:
             rows = curves(name, chosen.folder, chosen.overrides)
         else:
-            rows = compare(name, chosen.methods, chosen.seeds, chosen.folder, chosen.overrides, chosen.sasrec)
+            rows = compare(
+                name, chosen.methods, chosen.seeds, chosen.folder, chosen.overrides, chosen.sasrec, alone=chosen.alone
+            )
         label = shown(name)
         print("\n".join(["", *lines(label, rows)]), flush=True)
         if chosen.write:

@@ -45,6 +45,16 @@ def test_ours_stands_beside_baselines_and_beside_what_the_texts_say(rows):
     assert "| popularity | 0.224 | ± 0.007 over users; behind ours by " in table
 
 
+def test_alone_there_are_no_baselines_to_be_measured_against_another_method(rows, monkeypatch):
+    folder, found = rows
+    monkeypatch.setattr(quality, "SEEDS", (42, 43))
+    monkeypatch.setattr(quality, "blends", lambda recipe: pytest.fail("baselines were measured"))
+    words = [*SHORT, "evaluation.baselines=[popularity]"]
+    ours = compare("sample", ["default"], 2, folder, words, alone=True)
+    assert set(ours) == {"CLLM4Rec, default", "CLLM4Rec, default, by history alone"}
+    assert ours["CLLM4Rec, default"]["ndcg_at_100"] == found["CLLM4Rec, default"]["ndcg_at_100"]
+
+
 def first_seed(rows):
     """Test NDCG@100 of the run that baselines are compared with."""
     folder, _ = rows
