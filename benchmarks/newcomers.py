@@ -34,17 +34,21 @@ from configuration.recipe import Recipe
 from modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.text_cllm4rec import words_of
 from modeling_cllm4rec.text_encoder_cllm4rec import text_encoder_of
-from training.data.corpora import Corpora, open_corpora
+from training.data.corpora import open_corpora
 from training.data.readers import read_tables
+from training.evaluation.baselines import FittedBaseline
 from training.evaluation.scoring import split_matrix
 from training.files import write_text
 from training.finetune import finetune
 from training.predict import predict
 from training.pretrain import pretrain
+from training.run import Run
+from training.stages.teacher import fitted_ials
 from training.stages.terms import tf_idf
 from training.stages.text_map import RIDGES, STATE_WEIGHTS, Ridge
 
 SHARE, EASE_PENALTY, EXPLAINED = 0.2, 100.0, 500
+FOLD_IN_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # of a ridge from texts beside iALS
 UNSHOWN = ("evaluation.baselines=[]", "data.examples=[]")  # examples may name items that are held out
 Figures = dict[str, float]
 
@@ -66,7 +70,7 @@ def held_out(values: pd.Series, rng: np.random.Generator) -> list[str]:
     return sorted(rng.permutation(distinct)[: int(len(distinct) * SHARE)])
 
 
-def trained(recipe: Recipe, frame: pd.DataFrame) -> tuple[CLLM4RecForRecommendation, Corpora]:
+def trained(recipe: Recipe, frame: pd.DataFrame) -> tuple[CLLM4RecForRecommendation, Run]:
     """The recipe trained on what is not held out, with the sample's validation pairs for its choices, then refitted on all of that."""
     trains = frame["split"] != "validation"
     alone = ~frame["user"].isin(frame["user"][trains])
@@ -77,7 +81,7 @@ def trained(recipe: Recipe, frame: pd.DataFrame) -> tuple[CLLM4RecForRecommendat
         run = finetune(way, overwrite=True)
         if not way.refit:
             predict(way, overwrite=True)  # a refit follows a finished run
-    return CLLM4RecForRecommendation.from_pretrained(run.model).eval(), open_corpora(run.corpora)
+    return CLLM4RecForRecommendation.from_pretrained(run.model).eval(), run
 
 
 def ridge_scores(
@@ -86,8 +90,8 @@ def ridge_scores(
     new: list[str],
     judge: Callable[[np.ndarray], float],
     read: Callable[[list[str]], np.ndarray] | None = None,
-) -> np.ndarray:
-    """Predictions for new texts by the ridge that `judge` likes best among leave-one-out predictions of the known ones.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions for new texts, and those of the known ones by the others, by the ridge that `judge` likes best among leave-one-out predictions of the known ones.
 
     Args:
         known: Texts.
@@ -110,7 +114,7 @@ def ridge_scores(
     others = tf_idf(counts(new), rarity)[0]
     if read is None:
         best = max((Ridge.fit(inputs, outputs, ridge) for ridge in RIDGES), key=lambda fitted: judge(fitted.left_out))
-        return others @ best.coefficients + best.mean
+        return others @ best.coefficients + best.mean, best.left_out
     states, new_states = read(known), read(new)
     # Of some encoders a number is the same for all texts.
     mean, spread = states.mean(0), np.maximum(states.std(0), 1e-6)
@@ -121,7 +125,38 @@ def ridge_scores(
     )
     best = max(tried, key=lambda fitted: judge(fitted.left_out))
     of_words, of_states = np.split(best.coefficients, [inputs.shape[1]])
-    return others @ of_words + new_states @ of_states + best.mean
+    return others @ of_words + new_states @ of_states + best.mean, best.left_out
+
+
+def fold_in(ials: FittedBaseline, given: np.ndarray) -> np.ndarray:
+    """The scores `(people, items)` that iALS gives people whom it does not know, from what they chose (Hu, Koren and Volinsky, eq. 4).
+
+    Args:
+        ials: Fitted without them.
+        given: `(people, items)`, 1 where they chose.
+    """
+    assert ials.factors is not None
+    items, alpha = ials.factors[1].astype(np.float64), float(ials.settings["alpha"])
+    gram = items.T @ items + float(ials.settings["regularization"]) * np.eye(items.shape[1])
+    people = []
+    for row in given:
+        chosen = items[row > 0]
+        people.append(np.linalg.solve(gram + (alpha - 1) * chosen.T @ chosen, alpha * chosen.sum(0)))
+    return np.array(people) @ items.T
+
+
+def halves(rng: np.random.Generator, whole: np.ndarray) -> np.ndarray:
+    """A random half `(people, items)` of what each chose."""
+    given = np.zeros_like(whole)
+    for row, chosen in enumerate(whole):
+        items = rng.permutation(np.flatnonzero(chosen))
+        given[row, items[: len(items) // 2]] = 1
+    return given
+
+
+def other_half(scores: np.ndarray, given: np.ndarray, whole: np.ndarray) -> float:
+    """NDCG@100 of what was not given."""
+    return ndcg(np.where(given > 0, -np.inf, scores), whole - given, 100)
 
 
 def readers(model: CLLM4RecForRecommendation) -> dict[str, Callable[[list[str]], np.ndarray] | None]:
@@ -137,7 +172,8 @@ def new_people(recipe: Recipe, frame: pd.DataFrame, descriptions: dict[str, str]
     rng = np.random.default_rng(draw)
     out = held_out(frame["user"], rng)
     rest = frame[~frame["user"].isin(out)]
-    model, corpora = trained(recipe, rest)
+    model, run = trained(recipe, rest)
+    corpora, ials = open_corpora(run.corpora), fitted_ials(run.checkpoints("teacher"))
     place = {item["id"]: number for number, item in enumerate(corpora.items())}
     libraries = (
         frame[frame["item"].isin(place)].groupby("user")["item"].apply(lambda items: [place[item] for item in items])
@@ -157,9 +193,19 @@ def new_people(recipe: Recipe, frame: pd.DataFrame, descriptions: dict[str, str]
     dense = train.toarray()
     popularity = np.tile(dense.sum(0), (len(people), 1))
     by_ridge = {
-        name: ndcg(ridge_scores(known, dense, texts, lambda left_out: ndcg(left_out, dense, 100), read), whole, 100)
+        name: ridge_scores(known, dense, texts, lambda left_out: ndcg(left_out, dense, 100), read)
         for name, read in readers(model).items()
     }
+    by_ials: Figures = {}
+    if ials is not None:
+        # What the texts weigh is chosen on people whom it knows, from half of their history.
+        halved, folded = halves(np.random.default_rng(draw), dense), fold_in(ials, given)
+        by_ials["people, half of the history: iALS fold-in"] = other_half(folded, given, whole)
+        known_folded = fold_in(ials, halved)
+        for name, (new, left_out) in by_ridge.items():
+            weight = max(FOLD_IN_WEIGHTS, key=lambda each: other_half(known_folded + each * left_out, halved, dense))
+            label = f"people, half and description: iALS fold-in and ridge from {name}"
+            by_ials[label] = other_half(folded + weight * new, given, whole)
     inverse = np.linalg.inv(dense.T @ dense + EASE_PENALTY * np.eye(corpora.num_items))
     ease = -inverse / np.diag(inverse)
     np.fill_diagonal(ease, 0)
@@ -167,17 +213,18 @@ def new_people(recipe: Recipe, frame: pd.DataFrame, descriptions: dict[str, str]
     def ours(histories: list[list[int]] | None, texts: list[str] | None) -> np.ndarray:
         return model.item_logits(model.query_states(histories, None, texts)).detach().numpy()
 
-    def other_half(scores: np.ndarray) -> float:
-        return ndcg(np.where(given > 0, -np.inf, scores), whole - given, 100)
-
     return {
         "people, description alone: ours": ndcg(ours(None, texts), whole, 100),
-        **{f"people, description alone: ridge from {name}": value for name, value in by_ridge.items()},
+        **{
+            f"people, description alone: ridge from {name}": ndcg(new, whole, 100)
+            for name, (new, _) in by_ridge.items()
+        },
         "people, description alone: popularity": ndcg(popularity, whole, 100),
-        "people, half of the history: ours": other_half(ours(histories, None)),
-        "people, half of the history: EASE": other_half(given @ ease),
-        "people, half of the history: popularity": other_half(popularity),
-        "people, half and description: ours": other_half(ours(histories, texts)),
+        "people, half of the history: ours": other_half(ours(histories, None), given, whole),
+        "people, half of the history: EASE": other_half(given @ ease, given, whole),
+        "people, half of the history: popularity": other_half(popularity, given, whole),
+        **by_ials,
+        "people, half and description: ours": other_half(ours(histories, texts), given, whole),
     }
 
 
@@ -186,7 +233,8 @@ def new_items(recipe: Recipe, frame: pd.DataFrame, descriptions: dict[str, str],
     rng = np.random.default_rng(100 + draw)
     out = held_out(frame["item"], rng)
     rest = frame[~frame["item"].isin(out)]
-    model, corpora = trained(recipe, rest)
+    model, run = trained(recipe, rest)
+    corpora = open_corpora(run.corpora)
     people = {user["id"]: number for number, user in enumerate(corpora.users())}
     wanted = np.zeros((corpora.num_users, len(out)))
     held = frame[frame["item"].isin(out) & frame["user"].isin(people)]
@@ -196,7 +244,7 @@ def new_items(recipe: Recipe, frame: pd.DataFrame, descriptions: dict[str, str],
     known = [item["text"] for item in corpora.items()]
     dense = split_matrix(corpora, "recommendation").toarray()
     by_ridge = {
-        name: ridge_scores(known, dense.T, texts, lambda left_out: ndcg(left_out.T, dense, 100), read).T
+        name: ridge_scores(known, dense.T, texts, lambda left_out: ndcg(left_out.T, dense, 100), read)[0].T
         for name, read in readers(model).items()
     }
     new = model.add_items(texts)
@@ -212,13 +260,13 @@ def new_items(recipe: Recipe, frame: pd.DataFrame, descriptions: dict[str, str],
     }
 
 
-def explanations(model: CLLM4RecForRecommendation, corpora: Corpora) -> Figures:
+def explanations(model: CLLM4RecForRecommendation, run: Run) -> Figures:
     """What the item named first counts for the best one, against a random other of the history; and an explanation's time.
 
     It is named since the best item loses most without it, so it fails to count more only where nothing is lost. Whether it also leads to
     the best item alone, more than the other alone, is another question.
     """
-    users, histories = corpora.histories("recommendation")
+    users, histories = open_corpora(run.corpora).histories("recommendation")
     rng = np.random.default_rng(0)
     lost, led, times = [], [], []
     for row in rng.permutation(np.flatnonzero(histories.lengths > 1))[:EXPLAINED]:

@@ -30,7 +30,7 @@ def new_people(frame: pd.DataFrame, texts: dict[str, str], read: Reader, draw: i
     known = pd.crosstab(frame["user"][~given], frame["item"][~given])
     wanted = pd.crosstab(frame["user"][given], frame["item"][given]).reindex(columns=known.columns, fill_value=0)
     dense = known.to_numpy(float)
-    scores = ridge_scores(
+    scores, _ = ridge_scores(
         [texts[user] for user in known.index], dense, [texts[user] for user in wanted.index],
         lambda left_out: ndcg(left_out, dense, 100), read,
     )  # fmt: skip
@@ -44,7 +44,7 @@ def new_items(frame: pd.DataFrame, texts: dict[str, str], read: Reader, draw: in
     known = pd.crosstab(frame["user"][~given], frame["item"][~given])
     wanted = pd.crosstab(frame["user"][given], frame["item"][given]).reindex(known.index, fill_value=0)
     dense = known.to_numpy(float)
-    scores = ridge_scores(
+    scores, _ = ridge_scores(
         [texts[item] for item in known.columns], dense.T, [texts[item] for item in wanted.columns],
         lambda left_out: ndcg(left_out.T, dense, 100), read,
     )  # fmt: skip

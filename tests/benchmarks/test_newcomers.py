@@ -3,9 +3,11 @@ import sys
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 
 from benchmarks import newcomers
-from benchmarks.newcomers import ndcg, ridge_scores
+from benchmarks.newcomers import fold_in, halves, ndcg, other_half, ridge_scores
+from training.evaluation.baselines import FittedBaseline, fit_ials
 
 
 def test_ndcg_is_one_where_what_is_wanted_comes_first_and_cut_at_what_is_wanted():
@@ -20,8 +22,11 @@ def test_the_ridge_of_the_reference_reads_words_it_knows():
     texts = [f"{'red' if row % 2 else 'blue'} thing of {row}" for row in range(12)]
     outputs = np.eye(2)[[row % 2 for row in range(12)]]
     judged = []
-    scores = ridge_scores(texts, outputs, ["red", "blue unheard-of"], lambda left_out: judged.append(left_out) or 0.0)
+    scores, left_out = ridge_scores(
+        texts, outputs, ["red", "blue unheard-of"], lambda left_out: judged.append(left_out) or 0.0
+    )
     assert scores.argmax(1).tolist() == [1, 0]
+    assert left_out.argmax(1).tolist() == [row % 2 for row in range(12)]
     assert all(left_out.shape == (12, 2) for left_out in judged)
 
 
@@ -31,8 +36,29 @@ def test_the_reference_bears_an_encoder_one_of_whose_numbers_never_changes():
     def read(texts):
         return np.array([[0.5, float("red" in text), float("blue" in text)] for text in texts])
 
-    scores = ridge_scores(texts, np.eye(2)[[row % 2 for row in range(12)]], ["red", "blue"], np.ptp, read)
+    scores, left_out = ridge_scores(texts, np.eye(2)[[row % 2 for row in range(12)]], ["red", "blue"], np.ptp, read)
     assert scores.argmax(1).tolist() == [1, 0]
+    assert left_out.shape == (12, 2)
+
+
+def test_folded_in_from_all_of_a_history_somebody_known_has_the_scores_that_ials_gave():
+    rng = np.random.default_rng(0)
+    given = (rng.random((40, 12)) < 0.3).astype(np.float32)
+    settings = {"factors": 4, "regularization": 2.0, "alpha": 8.0, "iterations": 200}
+    users, items = fit_ials(csr_matrix(given), seed=0, **settings)
+    ials = FittedBaseline("ials", settings, 0.0, lambda rows: users[rows] @ items.T, (users, items))
+    np.testing.assert_allclose(fold_in(ials, given), users @ items.T, atol=5e-3)
+    assert not fold_in(ials, np.zeros((1, 12))).any()
+
+
+def test_half_of_what_somebody_chose_is_given_and_the_rest_is_wanted():
+    whole = (np.random.default_rng(0).random((50, 9)) < 0.5).astype(float)
+    given = halves(np.random.default_rng(1), whole)
+    assert (given <= whole).all()
+    assert given.sum(1).tolist() == (whole.sum(1) // 2).tolist()
+    assert other_half(whole - given, given, whole) == pytest.approx(1)
+    assert other_half(given - whole, given, whole) < 1
+    assert other_half(2 * given + whole - given, given, whole) == pytest.approx(1)  # what is given is not ranked
 
 
 def test_figures_of_the_same_draws_are_told_apart_within_a_draw(monkeypatch, tmp_path, capsys):
