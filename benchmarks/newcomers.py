@@ -36,7 +36,7 @@ from modeling_cllm4rec.text_cllm4rec import words_of
 from modeling_cllm4rec.text_encoder_cllm4rec import text_encoder_of
 from training.data.corpora import open_corpora
 from training.data.readers import read_tables
-from training.evaluation.baselines import FittedBaseline
+from training.evaluation.baselines import Settings, fit_ials
 from training.evaluation.scoring import split_matrix
 from training.files import write_text
 from training.finetune import finetune
@@ -48,7 +48,7 @@ from training.stages.terms import tf_idf
 from training.stages.text_map import RIDGES, STATE_WEIGHTS, Ridge
 
 SHARE, EASE_PENALTY, EXPLAINED = 0.2, 100.0, 500
-FOLD_IN_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # of a ridge from texts beside iALS
+FIFTHS, FOLD_IN_WEIGHTS = 5, (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # of a ridge from texts beside iALS
 UNSHOWN = ("evaluation.baselines=[]", "data.examples=[]")  # examples may name items that are held out
 Figures = dict[str, float]
 
@@ -128,21 +128,38 @@ def ridge_scores(
     return others @ of_words + new_states @ of_states + best.mean, best.left_out
 
 
-def fold_in(ials: FittedBaseline, given: np.ndarray) -> np.ndarray:
+def fold_in(items: np.ndarray, settings: Settings, given: np.ndarray) -> np.ndarray:
     """The scores `(people, items)` that iALS gives people whom it does not know, from what they chose (Hu, Koren and Volinsky, eq. 4).
 
     Args:
-        ials: Fitted without them.
+        items: `(items, factors)`, fitted without them.
+        settings: What iALS was fitted with.
         given: `(people, items)`, 1 where they chose.
     """
-    assert ials.factors is not None
-    items, alpha = ials.factors[1].astype(np.float64), float(ials.settings["alpha"])
-    gram = items.T @ items + float(ials.settings["regularization"]) * np.eye(items.shape[1])
+    items, alpha = items.astype(np.float64), float(settings["alpha"])
+    gram = items.T @ items + float(settings["regularization"]) * np.eye(items.shape[1])
     people = []
     for row in given:
         chosen = items[row > 0]
         people.append(np.linalg.solve(gram + (alpha - 1) * chosen.T @ chosen, alpha * chosen.sum(0)))
     return np.array(people) @ items.T
+
+
+def folded_out(settings: Settings, whole: np.ndarray, given: np.ndarray, seed: int) -> np.ndarray:
+    """Scores of people as if each were new: iALS is fitted without a fifth of them at a time, who are then folded in.
+
+    Args:
+        settings: Of iALS.
+        whole: `(people, items)`, 1 where they chose.
+        given: What each is folded in from, alike.
+        seed: Of iALS and of the fifths.
+    """
+    scores = np.empty(whole.shape)
+    for fifth in np.array_split(np.random.default_rng(seed).permutation(len(whole)), FIFTHS):
+        others = np.setdiff1d(np.arange(len(whole)), fifth)
+        items = fit_ials(csr_matrix(whole[others]), seed=seed, **settings)[1]
+        scores[fifth] = fold_in(items, settings, given[fifth])
+    return scores
 
 
 def halves(rng: np.random.Generator, whole: np.ndarray) -> np.ndarray:
@@ -198,10 +215,12 @@ def new_people(recipe: Recipe, frame: pd.DataFrame, descriptions: dict[str, str]
     }
     by_ials: Figures = {}
     if ials is not None:
-        # What the texts weigh is chosen on people whom it knows, from half of their history.
-        halved, folded = halves(np.random.default_rng(draw), dense), fold_in(ials, given)
+        assert ials.factors is not None
+        folded = fold_in(ials.factors[1], ials.settings, given)
         by_ials["people, half of the history: iALS fold-in"] = other_half(folded, given, whole)
-        known_folded = fold_in(ials, halved)
+        # What the texts weigh is chosen on the others, from half of their history, each as if it were new to iALS and to the ridge.
+        halved = halves(np.random.default_rng(draw), dense)
+        known_folded = folded_out(ials.settings, dense, halved, recipe.seed)
         for name, (new, left_out) in by_ridge.items():
             weight = max(FOLD_IN_WEIGHTS, key=lambda each: other_half(known_folded + each * left_out, halved, dense))
             label = f"people, half and description: iALS fold-in and ridge from {name}"

@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification
 from benchmarks.claims import RESULTS
 from benchmarks.quality import SEEDS, recipe_of
 from benchmarks.sasrec import ranked_by_sasrec
-from benchmarks.sets import PATHS, SAMPLE, set_at_hand
+from benchmarks.sets import PATHS, SAMPLE, parse_arguments, set_at_hand
 from configuration.recipe import Recipe
 from training.data.batches import layout_of
 from training.data.corpora import Corpora, open_corpora
@@ -133,7 +133,7 @@ def main() -> None:
     add("--sasrec", metavar="PYTHON", help="interpreter of an environment with RecTools, for SASRec")
     add("--write", action="store_true", help="put the rows into benchmarks/results/next_item.json")
     add("overrides", nargs="*", metavar="field=value", help="laid over the recipes")
-    chosen = parser.parse_args()
+    chosen = parse_arguments(parser)
     path = RESULTS / "next_item.json"
     for name in dict.fromkeys(map(set_at_hand, chosen.set)):
         rows: dict[str, Figures] = {}

@@ -145,9 +145,9 @@ class Part(NamedTuple):
     half: bool = False
     set: str = "ml-100k"
 
-    def kind(self) -> tuple[str, str, bool]:
-        """What one worker of ours stands for."""
-        return self.stage, self.set, self.half
+    def kind(self) -> tuple[str, str, bool, bool]:
+        """What one worker of ours stands for, and whether it needs a compiler, where more can fail."""
+        return self.stage, self.set, self.half, self.name == "compile"
 
 
 PARTS = (
@@ -179,7 +179,7 @@ def claims(short: bool, folder: Path | None = None, only: Sequence[str] = ()) ->
     repeats, batches = amounts(short)
     with tempfile.TemporaryDirectory(prefix="parts-") as temporary:
         where = folder or Path(temporary)
-        for kind, parts in itertools.groupby((part for part in PARTS if part.name in only), Part.kind):
+        for (*kind, _), parts in itertools.groupby((part for part in PARTS if part.name in only), Part.kind):
             yield from parts_of(*kind, list(parts), where, short)
         name = set_at_hand("ml-100k")
         if "batches" in only:
@@ -233,6 +233,8 @@ def parts_of(stage: str, data: str, half: bool, parts: list["Part"], folder: Pat
             print(f"{part.claim}: not measured, it is no part of the short form and needs g++")
         else:
             measured.append(part)
+    if not measured:
+        return
     names = ("", *(part.name for part in measured))
     with together(*(Worker(trains, stage, recipe, corpora, batches, without) for without in names)) as (mine, *others):
         for part, other in zip(measured, others, strict=True):

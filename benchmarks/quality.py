@@ -2,7 +2,7 @@
 
 python benchmarks/quality.py                                  every set at hand, the default recipe, three seeds, and all baselines
 python benchmarks/quality.py --methods paper --alone           the published method, without baselines
-python benchmarks/quality.py --data shop.yaml                 a set of your own: its file for --config, or a table whose columns data.FIELD=NAME say
+python benchmarks/quality.py --data shop.yaml                 a set of your own: its file for --config, or a table (data.user_column=NAME …)
 python benchmarks/quality.py --ablation --set sample          each departure from the paper taken away alone, one seed
 python benchmarks/quality.py --gains --set sample             each departure alone, added to the published method, one seed
 python benchmarks/quality.py --curves --set sample            mutual regularisation, learning rates, held-out share, one seed
@@ -18,6 +18,7 @@ NDCG@100, mean over seeds with its standard deviation, and the paired difference
 import argparse
 import hashlib
 import json
+import re
 import shutil
 import statistics
 from collections.abc import Iterator
@@ -31,11 +32,11 @@ from matplotlib.figure import Figure
 
 from benchmarks.claims import RESULTS
 from benchmarks.sasrec import ranked_by_sasrec
-from benchmarks.sets import PATHS, SAMPLE, set_at_hand, where_the_set_is
+from benchmarks.sets import PATHS, SAMPLE, parse_arguments, set_at_hand, where_the_set_is
 from benchmarks.text_vectors import sentence_vectors
 from configuration.load import load_recipe
 from configuration.recipe import Recipe
-from training.data.corpora import Corpora, expected_fingerprint, open_corpora
+from training.data.corpora import IDS_AS_WORDS, Corpora, corpus_fingerprint, open_corpora
 from training.data.readers import read_tables
 from training.evaluation.bias import Bias
 from training.evaluation.predictions import Parts
@@ -66,7 +67,7 @@ ABLATION = {
     "no text map": "method.text_map=false",
     "no offsets of users": "method.user_offsets=false",
 }
-# Of the published method, each departure from it alone: what the default recipe says in its place.
+# Of the published method, each departure of the default recipe's method alone, and how it is trained; not for how long.
 GAINS = {
     "ID embeddings start from factors": ["method.initialisation=ials", "method.initialisation_std=0.05"],
     "distillation, the teacher is iALS": ["method.distillation=0.8", "method.teacher=ials"],
@@ -75,7 +76,8 @@ GAINS = {
     "the mean readout": ["method.readout=mean"],
     "held-out shares that differ": ["method.held_out_share=[0.2, 0.6]"],
     "half of the prompts without a user token": ["method.user_token_dropout=0.5"],
-    "a backbone that learns": ["backbone.train=full"],
+    "a backbone that learns": ["backbone.train=full", "pretrain.backbone_lr=2e-3"],
+    "mutual regularisation of a tenth": ["method.lambda_v=0.1"],
     "warm-up, a falling learning rate, clipping": [
         "pretrain.warmup_epochs=1", "pretrain.schedule=cosine", "pretrain.max_grad_norm=1.0",
         "finetune.warmup_epochs=2", "finetune.schedule=cosine", "finetune.max_grad_norm=1.0",
@@ -111,18 +113,36 @@ def run_once(
     kept = run.folder / "results.json"
     if kept.is_file():
         found = json.loads(kept.read_text(encoding="utf-8"))
-        if found["recipe"] == json.loads(json.dumps(asdict(recipe))) and is_of_these_data(run):
-            return found
+        there, wanted = (with_baselines(recipe_, []) for recipe_ in (found["recipe"], as_found(recipe)))
+        if there == wanted and is_of_these_data(run, found):
+            if not baselines or found["recipe"] == as_found(recipe):
+                return found
+            return predict(recipe, overwrite=True)
+        kept.unlink()  # a run that breaks off leaves no figures of other data
     if like is None or not takes_over(run, like):
         pretrain(recipe, overwrite=True)
     finetune(recipe, overwrite=True)
     return predict(recipe, overwrite=True)
 
 
-def is_of_these_data(run: Run) -> bool:
-    """Whether the files that the recipe names are still those that the run was trained on."""
+def as_found(recipe: Recipe) -> Row:
+    """The recipe as a file of results has it."""
+    return dict(json.loads(json.dumps(asdict(recipe))))
+
+
+def with_baselines(recipe: Row, baselines: list[str]) -> Row:
+    """A recipe as a file of results has it, with other baselines to be fitted."""
+    return recipe | {"evaluation": recipe["evaluation"] | {"baselines": baselines}}
+
+
+def is_of_these_data(run: Run, found: Row) -> bool:
+    """Whether the files that the recipe names are still those that the results were made of, and the run's corpora are there."""
+    corpora = found["data"]
     source = read_tables(run.recipe.data).source
-    return open_corpora(run.corpora).info["fingerprint"] == expected_fingerprint(run.corpora, run.recipe, source)
+    return (
+        corpora["fingerprint"] == corpus_fingerprint(run.recipe, source, corpora.get(IDS_AS_WORDS, 0))
+        and (run.corpora / "info.json").is_file()
+    )
 
 
 def takes_over(run: Run, other: Run) -> bool:
@@ -141,20 +161,28 @@ def takes_over(run: Run, other: Run) -> bool:
 def recipe_of(name: str, method: str, seed: int, folder: Path, *overrides: str) -> Recipe:
     """The recipe of a run, whose name says what is special about it."""
     said = [word for word in overrides if not word.startswith("evaluation.")]
-    label = "-".join([shown(name), method, str(seed), *(word.replace("/", "_") for word in said)])
+    label = "-".join([of_folder(name), method, str(seed), *(word.replace("/", "_") for word in said)])
     if len(label) > LONGEST_NAME:  # a folder's name has its limits
         label = f"{label[:LONGEST_NAME]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
-    words = [f"seed={seed}", f"output_dir={folder}", "tracker=none", f"name={label}", *overrides]
+    words = [f"seed={seed}", f"output_dir={folder}", "tracker=none", f"name={json.dumps(label)}", *overrides]
     if name in SETS:
         return load_recipe(name, method, [*where_the_set_is(name), *words])
-    if Path(name).suffix in {".yaml", ".yml"}:
+    if is_yaml(name):
         return load_recipe(Path(name), method, words)
-    return load_recipe(None, method, [f"data.path={name}", *words])
+    return load_recipe(None, method, [f"data.path={json.dumps(name)}", *words])
 
 
-def shown(name: str) -> str:
-    """What a set is called: its name, of one's own the file's."""
-    return name if name in SETS else Path(name).name.partition(".")[0]
+def is_yaml(name: str) -> bool:
+    """Whether a set of one's own is a file for `--config`, and not a table."""
+    return Path(name).suffix in {".yaml", ".yml"}
+
+
+def of_folder(name: str) -> str:
+    """A set's name in that of a folder; of one's own the file's, and what tells it from others that are called alike."""
+    if name in SETS:
+        return name
+    word = re.sub(r"\W+", "_", Path(name).name.partition(".")[0])
+    return f"{word}-{hashlib.sha256(str(Path(name).resolve()).encode()).hexdigest()[:8]}"
 
 
 class Against:
@@ -403,7 +431,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--set", nargs="+", choices=[SAMPLE, *PATHS], default=SETS, help="default: all")
-    add("--data", nargs="+", metavar="FILE", help="sets of your own, instead: a set's YAML, or a table")
+    add(
+        "--data",
+        nargs="+",
+        metavar="FILE",
+        help="sets of your own, instead: a set's YAML, or a table (a `datasets` repo with data.format=dataset)",
+    )
     add("--methods", nargs="+", default=["default"], help="recipes of the method; the first brings the baselines")
     add("--seeds", type=int, default=3, choices=range(1, len(SEEDS) + 1), help="default: %(default)s")
     add("--alone", action="store_true", help="without baselines, whose rows stay as --write finds them")
@@ -419,11 +452,17 @@ def main() -> None:
         "into such a file in --folder",
     )
     add("overrides", nargs="*", metavar="field=value", help="laid over every recipe")
-    chosen = parser.parse_args()
+    chosen = parse_arguments(parser)
+    for name in chosen.data or []:
+        if not Path(name).exists() and (is_yaml(name) or "data.format=dataset" not in chosen.overrides):
+            parser.error(f"--data: there is no file {name}")
+    own = [f"./{name}" if name in SETS else name for name in chosen.data or []]
     instead = next((other for other in ("ablation", "gains", "curves") if getattr(chosen, other)), None)
-    results = chosen.folder if chosen.data else RESULTS
+    if chosen.alone and (instead or chosen.sasrec):
+        parser.error(f"--alone: with --{instead or 'sasrec'} there is nothing to leave out")
+    results = chosen.folder if own else RESULTS
     path = results / f"{instead or 'quality'}.json"
-    for name in dict.fromkeys(chosen.data or map(set_at_hand, chosen.set)):
+    for name in dict.fromkeys(own or map(set_at_hand, chosen.set)):
         if chosen.ablation:
             taken_away = {label: [word] for label, word in ABLATION.items()}
             rows = one_by_one(name, "default", taken_away, chosen.folder, chosen.overrides)
@@ -435,13 +474,12 @@ def main() -> None:
             rows = compare(
                 name, chosen.methods, chosen.seeds, chosen.folder, chosen.overrides, chosen.sasrec, alone=chosen.alone
             )
-        label = shown(name)
-        print("\n".join(["", *lines(label, rows)]), flush=True)
+        print("\n".join(["", *lines(name, rows)]), flush=True)
         if chosen.write:
             found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
             if instead is None:  # models that were not run this time keep their rows
-                rows = found.get(label, {}) | rows
-            found[label] = rows
+                rows = found.get(name, {}) | rows
+            found[name] = rows
             write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
             if chosen.curves:
                 draw_curves(found, results / "curves.png")

@@ -4,7 +4,10 @@ The public sets are read from the folder that CLLM4REC_DATA names (ml-100k/, ama
 its split.tsv.gz); the embedded sample is always there.
 """
 
+import argparse
 import os
+import re
+import sys
 from pathlib import Path
 
 import datasets
@@ -104,6 +107,14 @@ def set_at_hand(name: str) -> str:
         return name
     print(f"{name}: CLLM4REC_DATA names no folder with {PATHS[name]}; the embedded sample is measured instead")
     return SAMPLE
+
+
+def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line, with every word `field=value` among `overrides`, wherever it stands: behind `--set a b`, too."""
+    words = [word for word in sys.argv[1:] if re.match(r"[a-z]\w*(\.\w+)*=", word)]
+    chosen = parser.parse_args([word for word in sys.argv[1:] if word not in words])
+    chosen.overrides += words
+    return chosen
 
 
 def _data_folder() -> Path:

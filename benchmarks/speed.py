@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.claims import MB, Claim, Worker, alternate, paired, together, write_claims
 from benchmarks.published_recipe import BATCH, STAGES, published, strings_and_tokens, train_published
-from benchmarks.sets import make_backbone, make_corpora, set_at_hand, set_recipe
+from benchmarks.sets import SAMPLE, make_backbone, make_corpora, parse_arguments, set_at_hand, set_recipe
 from benchmarks.steps import Steps, limit, ours, published_order
 from training.command_line import leave_libraries_to_themselves
 from training.data.corpora import open_corpora
@@ -275,7 +275,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, names = parser.add_argument, tuple(dict.fromkeys(asked.set for asked in ASKED))
-    add("--set", nargs="+", choices=names, default=names, help="default: all")
+    add("--set", nargs="+", choices=[*names, SAMPLE], default=names, help="default: all but the sample")
     add("--stages", nargs="+", choices=[*STAGES, "corpora"], default=STAGES, help="default: all")
     add("--short", action="store_true", help="fewer documents and repeats, of the first set alone")
     add("--until-best", action="store_true", help="time until the published recipe's best validation NDCG@100, alone")
@@ -286,7 +286,7 @@ def main() -> None:
     add("--folder", type=Path, help="where backbone, corpora and runs are kept (default: a temporary one)")
     add("--write", action="store_true", help="put the claims into benchmarks/results/speed.json")
     add("overrides", nargs="*", metavar="field=value", help="with --until-best: laid over our recipe")
-    chosen = parser.parse_args()
+    chosen = parse_arguments(parser)
     with tempfile.TemporaryDirectory(prefix="speed-") as temporary:
         folder, at_hand = chosen.folder or Path(temporary), chosen.set
         if chosen.until_best or chosen.same_epochs:

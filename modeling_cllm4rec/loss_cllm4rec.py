@@ -40,8 +40,10 @@ def next_token_loss(
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
         loss = F.linear_cross_entropy(states, weight, targets, linear_bias=bias, reduction="sum", options=options)
     else:
-        head = (weight.to(dtype), None if bias is None else bias.to(dtype))
-        loss = CrossEntropyInChunks.apply(states.to(dtype), *head, targets, rows)
+        tensors = [tensor if tensor is None else tensor.to(dtype) for tensor in (states, weight, bias)]
+        if not torch.is_grad_enabled():  # of which a function of its own is not told
+            tensors = [tensor if tensor is None else tensor.detach() for tensor in tensors]
+        loss = CrossEntropyInChunks.apply(*tensors, targets, rows)
     return loss / (paid.sum().clamp(min=1) if divisor is None else divisor)
 
 
@@ -74,28 +76,29 @@ class CrossEntropyInChunks(torch.autograd.Function):
         of_states: list[torch.Tensor] = []
         of_weight = of_bias = None
         total = torch.zeros((), device=states.device)
-        held = states.new_empty(min(rows, len(states)), len(weight), dtype=torch.float32)
+        half = states.dtype != torch.float32
+        held = states.new_empty(min(rows, len(states)) if half else 0, len(weight), dtype=torch.float32)
         for start in range(0, max(len(states), 1), rows):
             part, wanted = states[start : start + rows], targets[start : start + rows].unsqueeze(1)
             logits = F.linear(part, weight, bias)
             # In place, from logits to the softmax less one at the target: one copy in float32 is all that is held.
-            wide = held[: len(part)].copy_(logits)
+            wide = held[: len(part)].copy_(logits) if half else logits
             wide -= wide.amax(1, keepdim=True)
             total -= wide.gather(1, wanted).sum()
             sums = wide.exp_().sum(1, keepdim=True)
             total += sums.log().sum()
-            if not any(ctx.needs_input_grad):
-                continue
-            wide /= sums
-            wide.scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=torch.float32))
-            of_logits = logits.copy_(wide)
-            if wants_bias:
-                of_bias = sum_of(of_bias, wide.sum(0))
-            if wants_states:
-                of_states.append(of_logits @ weight)
-            if wants_weight:
-                of_weight = sum_of(of_weight, of_logits.T @ part)
-            del logits, of_logits  # before the next ones are made
+            if any(ctx.needs_input_grad):
+                wide /= sums
+                wide.scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=torch.float32))
+                of_logits = logits.copy_(wide) if half else wide
+                if wants_bias:
+                    of_bias = sum_of(of_bias, wide.sum(0))
+                if wants_states:
+                    of_states.append(of_logits @ weight)
+                if wants_weight:
+                    of_weight = sum_of(of_weight, of_logits.T @ part)
+                del of_logits
+            del logits, wide  # before the next ones are made
         ctx.gradients = torch.cat(of_states) if of_states else None, of_weight, of_bias
         ctx.dtype = states.dtype
         return total

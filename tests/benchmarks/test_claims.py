@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -82,12 +83,35 @@ def test_what_fails_in_a_worker_is_told():
         Worker(failing).ready()
 
 
-def test_workers_set_up_at_the_same_time_and_are_ready_in_the_block():
-    with together(Worker(counting, 0, 0.0), Worker(counting, 10, 0.0)) as (one, other):
-        assert all(worker.is_ready and not worker.connection.poll() for worker in (one, other))
-        assert [worker.repeat()[0] for worker in (other, one)] == [11, 1]
-    assert not one.process.is_alive()
-    assert not other.process.is_alive()
+def meeting(folder, name, other):
+    """Set up only once another process does so, too."""
+    (folder / name).touch()
+    until = time.perf_counter() + 60
+    while not (folder / other).exists():
+        if time.perf_counter() > until:
+            raise TimeoutError(f"{other} does not set up")
+        time.sleep(0.01)
+    return counting(0, 0.0)
+
+
+def test_workers_set_up_at_the_same_time_and_end_with_the_block(tmp_path):
+    with together(Worker(meeting, tmp_path, "one", "two"), Worker(meeting, tmp_path, "two", "one")) as workers:
+        assert [worker.repeat()[0] for worker in workers] == [1, 1]
+    assert not any(worker.process.is_alive() for worker in workers)
+
+
+def test_nothing_is_timed_before_both_workers_are_ready():
+    calls = []
+
+    def fake(name):
+        return SimpleNamespace(
+            ready=lambda: calls.append(f"{name} ready"),
+            repeat=lambda: calls.append(f"{name} repeats") or (1.0, 1.0),
+            peak_memory=1,
+        )
+
+    alternate("count", "none", fake("ours"), fake("theirs"), unit="documents/s", repeats=1)
+    assert calls == ["ours ready", "theirs ready", "ours repeats", "theirs repeats"]
 
 
 def test_claims_replace_those_of_their_name_and_set_and_leave_the_rest(tmp_path):

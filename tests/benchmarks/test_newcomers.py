@@ -6,8 +6,8 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from benchmarks import newcomers
-from benchmarks.newcomers import fold_in, halves, ndcg, other_half, ridge_scores
-from training.evaluation.baselines import FittedBaseline, fit_ials
+from benchmarks.newcomers import fold_in, folded_out, halves, ndcg, other_half, ridge_scores
+from training.evaluation.baselines import fit_ials
 
 
 def test_ndcg_is_one_where_what_is_wanted_comes_first_and_cut_at_what_is_wanted():
@@ -46,9 +46,21 @@ def test_folded_in_from_all_of_a_history_somebody_known_has_the_scores_that_ials
     given = (rng.random((40, 12)) < 0.3).astype(np.float32)
     settings = {"factors": 4, "regularization": 2.0, "alpha": 8.0, "iterations": 200}
     users, items = fit_ials(csr_matrix(given), seed=0, **settings)
-    ials = FittedBaseline("ials", settings, 0.0, lambda rows: users[rows] @ items.T, (users, items))
-    np.testing.assert_allclose(fold_in(ials, given), users @ items.T, atol=5e-3)
-    assert not fold_in(ials, np.zeros((1, 12))).any()
+    np.testing.assert_allclose(fold_in(items, settings, given), users @ items.T, atol=5e-3)
+    assert not fold_in(items, settings, np.zeros((1, 12))).any()
+
+
+def test_what_somebody_new_is_to_be_found_out_by_is_not_read():
+    rng = np.random.default_rng(0)
+    whole = (rng.random((40, 12)) < 0.5).astype(np.float32)
+    given = halves(rng, whole)
+    settings = {"factors": 4, "regularization": 2.0, "alpha": 8.0, "iterations": 5}
+    scores = folded_out(settings, whole, given, seed=0)
+    other = whole.copy()
+    other[3] = given[3]
+    changed = folded_out(settings, other, given, seed=0)
+    np.testing.assert_array_equal(scores[3], changed[3])
+    assert (scores != changed).any(1).sum() == 32  # those who are not in the same fifth
 
 
 def test_half_of_what_somebody_chose_is_given_and_the_rest_is_wanted():

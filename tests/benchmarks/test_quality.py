@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -9,7 +10,8 @@ from benchmarks import quality
 from benchmarks.quality import ABLATION, compare, draw, lines, recipe_of, run_once, summary
 from configuration.load import load_recipe
 from training.data.corpora import open_corpora
-from training.predict import predict
+from training.finetune import finetune
+from training.hub.card import departures
 from training.run import Run
 
 SHORT = ["pretrain.epochs=0", "finetune.epochs=0", "evaluation.selection_users=20"]
@@ -121,6 +123,8 @@ def test_every_gain_is_what_the_default_recipe_says_in_place_of_the_published_me
             if word != "method.teacher=ials":
                 assert values[1] == values[2], word
         assert vars(changed) != vars(paper), label
+    fields = {word.partition("=")[0] for words in quality.GAINS.values() for word in words}
+    assert {name for name, *_ in departures(default)} <= fields
 
 
 def test_changes_are_made_one_by_one_and_the_first_row_brings_the_baselines(monkeypatch, tmp_path):
@@ -149,38 +153,105 @@ def test_changes_are_made_one_by_one_and_the_first_row_brings_the_baselines(monk
     assert rows["a start"]["by_history"] == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize("kind", ["table", "yaml"])
-def test_a_set_of_ones_own_is_a_table_or_the_file_that_training_takes(kind, tmp_path, monkeypatch, capsys):
-    rng, table = np.random.default_rng(0), tmp_path / "shop.csv"
+def run_main(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["quality.py", *map(str, words)])
+    quality.main()
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """A table of one's own."""
+    rng, table = np.random.default_rng(0), tmp_path / "my #1 shop.csv"
     pairs = {(user, int(item)) for user in range(30) for item in rng.integers(0, 20, 12)}
     table.write_text("customer,item\n" + "".join(f"{user},{item}\n" for user, item in sorted(pairs)))
-    words, data = ["data.user_column=customer"], table
+    return table
+
+
+@pytest.mark.parametrize("kind", ["table", "yaml"])
+def test_a_set_of_ones_own_is_a_table_or_the_file_that_training_takes(kind, shop, tmp_path, monkeypatch, capsys):
+    words, data = ["data.user_column=customer"], shop
     if kind == "yaml":
-        data = tmp_path / "shop.yaml"
-        data.write_text(f"data:\n  path: {table}\n  user_column: customer\n")
-        words = []
+        words, data = [], tmp_path / "shop.yaml"
+        data.write_text(f"data:\n  path: '{shop}'\n  user_column: customer\n")
     folder = tmp_path / "runs"
     words += [*SHORT, "evaluation.baselines=[popularity]"]
-    arguments = ["quality.py", "--data", str(data), "--seeds", "1", "--folder", str(folder), "--write", *words]
-    monkeypatch.setattr(sys, "argv", arguments)
-    quality.main()
-    found = json.loads((folder / "quality.json").read_text())["shop"]
+    run_main(monkeypatch, "--seeds", 1, "--folder", folder, "--write", "--data", data, *words)
+    found = json.loads((folder / "quality.json").read_text())[str(data)]
     assert found["CLLM4Rec, default"]["ndcg_at_100"]["mean"] > 0
-    assert "| shop | NDCG@100 | |" in capsys.readouterr().out
+    assert f"| {data} | NDCG@100 | |" in capsys.readouterr().out
     assert (folder / "quality.png").is_file()
-    trained = []
-    monkeypatch.setattr(
-        quality,
-        "predict",
-        lambda recipe, overwrite: trained.append(recipe.name) or predict(recipe, overwrite=overwrite),
-    )
-    recipe_words = [word for word in words if not word.startswith("evaluation.baselines")]
-    kept = [str(data), "default", 42, folder, *recipe_words, "evaluation.baselines=[popularity]"]
-    run_once(*kept, baselines=True)
-    assert trained == []
-    table.write_text(table.read_text() + "31,1\n31,2\n31,3\n")
-    run_once(*kept, baselines=True)
-    assert len(trained) == 1
+
+
+def test_a_run_is_kept_for_the_same_recipe_and_data(shop, tmp_path, monkeypatch):
+    stages = []
+    for stage in (quality.pretrain, quality.predict):
+        monkeypatch.setattr(quality, stage.__name__, lambda *given, stage=stage, **options: (
+            stages.append(stage.__name__) or stage(*given, **options)
+        ))  # fmt: skip
+    words = ["data.user_column=customer", *SHORT, "evaluation.baselines=[popularity]"]
+
+    def run(baselines=False):
+        stages.clear()
+        found = run_once(str(shop), "default", 42, tmp_path / "runs", *words[: 4 + baselines], baselines=baselines)
+        return found, list(stages)
+
+    assert run()[1] == ["pretrain", "predict"]
+    assert run()[1] == []
+    assert run(baselines=True)[1] == ["predict"]  # which fits the baselines
+    assert run(baselines=True)[1] == run()[1] == []
+    shutil.rmtree(Run.of(recipe_of(str(shop), "default", 42, tmp_path / "runs", *words)).corpora)
+    assert run()[1] == ["pretrain", "predict"]
+    shop.write_text(shop.read_text() + "31,1\n31,2\n31,3\n")
+    monkeypatch.setattr(quality, "finetune", lambda *given, **options: sys.exit("broken off"))
+    with pytest.raises(SystemExit):
+        run()
+    monkeypatch.setattr(quality, "finetune", finetune)
+    found, done = run()
+    assert done == ["pretrain", "predict"]
+    assert found["data"]["counts"]["users"] == 31
+
+
+def test_sets_of_ones_own_that_are_called_alike_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [
+        "a/shop.csv",
+        "b/shop.csv",
+        "shop.2023.csv",
+        "shop.2024.csv",
+        "sample.csv",
+        "./sample",
+        ".hidden.csv",
+        "sample",
+    ]
+    labels = [quality.of_folder(name) for name in names]
+    assert len(set(labels)) == len(names)
+    assert labels[-1] == "sample"
+    assert quality.of_folder("a/shop.csv") == quality.of_folder(str(tmp_path / "a/shop.csv"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data", "none.csv"], "there is no file none.csv"),
+        (["--data", "ml-100k.yaml"], "there is no file ml-100k.yaml"),
+        (["--alone", "--gains"], "with --gains there is nothing to leave out"),
+        (["--alone", "--sasrec", "python"], "with --sasrec there is nothing to leave out"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_said(words, said, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run_main(monkeypatch, *words)
+    assert said in capsys.readouterr().err
+
+
+def test_fields_stand_behind_the_names_of_sets_too(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(quality, "compare", lambda name, *given, **options: calls.append((name, given[3])) or {})
+    monkeypatch.setenv("CLLM4REC_DATA", str(tmp_path / "none"))
+    run_main(monkeypatch, "--set", "sample", "ml-100k", "method.targets=all", "seed=1")
+    assert calls == [("sample", ["method.targets=all", "seed=1"])]
+    with pytest.raises(SystemExit):
+        run_main(monkeypatch, "--set", "sample", "nothing")
 
 
 def test_the_picture_has_a_panel_a_set(tmp_path):
@@ -220,7 +291,7 @@ def test_curves_hold_the_default_and_its_neighbours(monkeypatch, tmp_path):
 
 def test_models_that_are_not_run_again_keep_their_rows(monkeypatch, tmp_path):
     given = {"default": {"CLLM4Rec, default": summary([0.4])}, "paper": {"CLLM4Rec, paper": summary([0.3])}}
-    monkeypatch.setattr(quality, "compare", lambda name, methods, *other: given[methods[0]])
+    monkeypatch.setattr(quality, "compare", lambda name, methods, *other, alone: given[methods[0]])
     monkeypatch.setattr(quality, "RESULTS", tmp_path)
     for method in ("default", "paper"):
         monkeypatch.setattr(sys, "argv", ["quality.py", "--write", "--set", "sample", "--methods", method])

@@ -290,6 +290,22 @@ def test_gradients_in_chunks_are_those_of_all_logits_at_once_and_each_is_compute
             torch.testing.assert_close(found.grad.float(), exact.grad, **tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_without_gradients_none_are_made(monkeypatch, dtype):
+    monkeypatch.delattr(nn.functional, "linear_cross_entropy", raising=False)
+    tensors = [torch.randn(shape).to(dtype).requires_grad_() for shape in ((1, 6, 8), (20, 8), (20,))]
+    made = []
+    monkeypatch.setattr(loss_cllm4rec, "sum_of", lambda *given: made.append(given))
+    labels = torch.randint(20, (1, 6))
+    with torch.no_grad():
+        alone = next_token_loss(*tensors, labels)
+    assert made == []
+    assert not alone.requires_grad
+    monkeypatch.undo()
+    monkeypatch.delattr(nn.functional, "linear_cross_entropy", raising=False)
+    torch.testing.assert_close(alone, next_token_loss(*tensors, labels).detach())
+
+
 def test_without_a_label_gradients_are_zeros(monkeypatch):
     monkeypatch.delattr(nn.functional, "linear_cross_entropy", raising=False)
     tensors = [torch.randn(shape, requires_grad=True) for shape in ((1, 6, 8), (20, 8), (20,))]
