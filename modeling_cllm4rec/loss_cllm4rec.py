@@ -76,29 +76,30 @@ class CrossEntropyInChunks(torch.autograd.Function):
         of_states: list[torch.Tensor] = []
         of_weight = of_bias = None
         total = torch.zeros((), device=states.device)
-        half = states.dtype != torch.float32
-        held = states.new_empty(min(rows, len(states)) if half else 0, len(weight), dtype=torch.float32)
+        half, most = states.dtype != torch.float32, min(rows, len(states))
+        # Two buffers serve all chunks: pages that are given back and fetched anew for each cost more than its products.
+        logits_of = states.new_empty(most, len(weight))
+        wide_of = states.new_empty(most, len(weight), dtype=torch.float32) if half else logits_of
         for start in range(0, max(len(states), 1), rows):
             part, wanted = states[start : start + rows], targets[start : start + rows].unsqueeze(1)
-            logits = F.linear(part, weight, bias)
-            # In place, from logits to the softmax less one at the target: one copy in float32 is all that is held.
-            wide = held[: len(part)].copy_(logits) if half else logits
+            logits = linear_into(logits_of[: len(part)], part, weight, bias)
+            # In place, from logits to the softmax less one at the target.
+            wide = wide_of[: len(part)].copy_(logits) if half else logits
             wide -= wide.amax(1, keepdim=True)
             total -= wide.gather(1, wanted).sum()
             sums = wide.exp_().sum(1, keepdim=True)
             total += sums.log().sum()
-            if any(ctx.needs_input_grad):
-                wide /= sums
-                wide.scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=torch.float32))
-                of_logits = logits.copy_(wide) if half else wide
-                if wants_bias:
-                    of_bias = sum_of(of_bias, wide.sum(0))
-                if wants_states:
-                    of_states.append(of_logits @ weight)
-                if wants_weight:
-                    of_weight = sum_of(of_weight, of_logits.T @ part)
-                del of_logits
-            del logits, wide  # before the next ones are made
+            if not any(ctx.needs_input_grad):
+                continue
+            wide /= sums
+            wide.scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=torch.float32))
+            of_logits = logits.copy_(wide) if half else wide
+            if wants_bias:
+                of_bias = sum_of(of_bias, wide.sum(0))
+            if wants_states:
+                of_states.append(of_logits @ weight)
+            if wants_weight:
+                of_weight = sum_of(of_weight, of_logits.T @ part)
         ctx.gradients = torch.cat(of_states) if of_states else None, of_weight, of_bias
         ctx.dtype = states.dtype
         return total
@@ -109,6 +110,15 @@ class CrossEntropyInChunks(torch.autograd.Function):
         """The kept gradients, scaled; targets and rows have none."""
         gradients = [None if kept is None else (scale * kept).to(ctx.dtype) for kept in ctx.gradients]
         return (*gradients, None, None)
+
+
+def linear_into(
+    found: torch.Tensor, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """`F.linear(states, weight, bias)`, into a tensor that is there."""
+    if bias is None:
+        return torch.mm(states, weight.T, out=found)
+    return torch.addmm(bias, states, weight.T, out=found)
 
 
 def sum_of(so_far: torch.Tensor | None, more: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@ import copy
 import doctest
 import importlib
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -266,9 +265,9 @@ def test_loss_in_chunks_is_summed_in_float32(monkeypatch, dtype, autocast):
 @pytest.mark.parametrize("frozen", [(), (1,), (0, 2), (0, 1, 2)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_gradients_in_chunks_are_those_of_all_logits_at_once_and_each_is_computed_once(monkeypatch, dtype, frozen):
-    shapes, made = [], nn.functional.linear
-    functions = SimpleNamespace(linear=lambda *given: shapes.append(len(given[0])) or made(*given))
-    monkeypatch.setattr(loss_cllm4rec, "F", functions)  # of a torch without the chunked kernel
+    shapes, made = [], loss_cllm4rec.linear_into
+    monkeypatch.delattr(nn.functional, "linear_cross_entropy", raising=False)
+    monkeypatch.setattr(loss_cllm4rec, "linear_into", lambda *given: shapes.append(len(given[0])) or made(*given))
     monkeypatch.setattr(loss_cllm4rec, "LOGITS_AT_A_TIME", 100)
     torch.manual_seed(0)
     labels = torch.randint(20, (1, 30)).masked_fill(torch.arange(30) % 7 == 3, -100)
