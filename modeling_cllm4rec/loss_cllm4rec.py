@@ -77,7 +77,7 @@ class CrossEntropyInChunks(torch.autograd.Function):
         of_weight = of_bias = None
         total = torch.zeros((), device=states.device)
         half, most = states.dtype != torch.float32, min(rows, len(states))
-        # Two buffers serve all chunks: pages that are given back and fetched anew for each cost more than its products.
+        # Two buffers serve all chunks, so that no memory is given back and taken anew between them.
         logits_of = states.new_empty(most, len(weight))
         wide_of = states.new_empty(most, len(weight), dtype=torch.float32) if half else logits_of
         for start in range(0, max(len(states), 1), rows):

@@ -535,7 +535,7 @@ def _plain(series: pd.Series) -> pd.Series:
 def _to_float(series: pd.Series) -> np.ndarray:
     """Numbers as float64, everything else as NaN."""
     if isinstance(series.dtype, pd.StringDtype):
-        # Where every cell is a plain number Arrow reads them at once, in a tenth of the time; it refuses the rest.
+        # Where every cell is a plain number Arrow reads them at once; it refuses the rest.
         with contextlib.suppress(pa.ArrowInvalid):
             return np.array(pa.Array.from_pandas(series).cast(pa.float64()), dtype=np.float64)
     return np.array(pd.to_numeric(series, errors="coerce").astype("float64"), dtype=np.float64)
