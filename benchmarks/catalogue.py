@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.claims import Claim, Worker, alternate, write_claims
+from benchmarks.claims import Claim, Worker, alternate, together, write_claims
 from benchmarks.steps import Steps
 from configuration.load import load_recipe
 from configuration.recipe import Recipe
@@ -108,18 +108,16 @@ def claims(short: bool) -> Iterator[Claim]:
     Args:
         short: One million, and fewer repeats.
     """
-    items, batches, repeats = (SHORT, 5, 5) if short else (LONG, 10, 9)
+    items, batches, repeats = (SHORT, 4, 3) if short else (LONG, 10, 9)
     for stage in ("collaborative", "recommendation"):
-        with Worker(trains, stage, items, batches) as large, Worker(trains, stage, FEW, batches) as small:
+        with together(*(Worker(trains, stage, count, batches) for count in (items, FEW))) as (large, small):
             claim = alternate(
                 f"{stage}, step of a sampled softmax ÷ with {FEW:,} items", f"{items:,} items", large, small,
                 unit="ms per step", repeats=repeats, at_most=MOST_OF_A_SMALL_CATALOGUE, command=COMMAND,
             )  # fmt: skip
         yield claim
-    with (
-        Worker(trains, "recommendation", FEW, batches) as sampled,
-        Worker(trains, "recommendation", FEW, batches, "exact") as exact,
-    ):
+    of_both = (Worker(trains, "recommendation", FEW, batches, softmax) for softmax in ("sampled", "exact"))
+    with together(*of_both) as (sampled, exact):
         claim = alternate(
             "recommendation, step of a sampled ÷ of an exact softmax", f"{FEW:,} items", sampled, exact,
             unit="ms per step", repeats=repeats, command=COMMAND,

@@ -191,7 +191,7 @@ def claims(short: bool, num_users: int = USERS, num_items: int = ITEMS) -> Itera
         unit="ns", at_most=1.2, command=COMMAND,
     )  # fmt: skip
     for width in WIDTHS[:1] if short else WIDTHS:
-        with Worker(selection, width, True) as ours, Worker(selection, width, False) as reference:
+        with together(Worker(selection, width, True), Worker(selection, width, False)) as (ours, reference):
             best = alternate(
                 "best 100 of a row ÷ topk", f"{width:,} items", ours, reference, unit="rows/s", repeats=repeats,
                 command=COMMAND,

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.claims import Claim, Worker, alternate, environment, paired, resident_memory, threads_of
+from benchmarks.claims import Claim, Worker, alternate, environment, paired, resident_memory, threads_of, together
 from benchmarks.push_and_load import enlarge, read_whole
 from benchmarks.sets import make_backbone
 from benchmarks.trained_sample import train_sample
@@ -102,7 +102,8 @@ def tokenizer_claims(repeats: int) -> Iterator[Claim]:
             f"tokenizer: encode in batch, {threads} threads", of_set, [[one, 1.0] for one in speeds], unit="M tokens/s",
             at_least=0.5, command=COMMAND,
         )  # fmt: skip
-        with Worker(encodes, folder / "extended", "characters") as ours, Worker(encodes, words, "characters") as theirs:
+        of_both = (Worker(encodes, where, "characters") for where in (folder / "extended", words))
+        with together(*of_both) as (ours, theirs):
             yield alternate(
                 "tokenizer: encode ÷ the backbone's own", of_set, ours, theirs, unit="characters/s", repeats=repeats,
                 command=COMMAND,
@@ -253,7 +254,8 @@ def answer_requests(folder: Path, repeats: int, count: int) -> tuple[list[dict[s
     transformers.utils.logging.disable_progress_bar()
     recommend = transformers.pipeline("recommendation", model=str(folder), trust_remote_code=True)
     model = recommend.model
-    table, bias = model.get_output_embeddings().weight.detach(), model.model.item_bias.detach()
+    table, bias = model.get_output_embeddings().weight.detach(), model.model.item_bias  # None where items have no bias
+    bias = None if bias is None else bias.detach()
     state = torch.randn(1, table.shape[1], generator=torch.Generator().manual_seed(0))
     rounds = []
     for number in range(repeats + 1):

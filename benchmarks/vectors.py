@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from benchmarks.claims import MB, Claim, Worker, alternate, paired, resident_memory
+from benchmarks.claims import MB, Claim, Worker, alternate, paired, resident_memory, together
 from benchmarks.trained_sample import train_sample
 from training.export import export
 
@@ -167,10 +167,8 @@ def measure(vectors: Path, name: str, count: int | None, noise: float, probes: i
         )
         if count is None:
             return
-        with (
-            Worker(searches, folder, "approximate", QUERIES) as ours,
-            Worker(searches, folder, "exact", QUERIES // 10) as reference,
-        ):
+        of_both = (Worker(searches, folder, *one) for one in (("approximate", QUERIES), ("exact", QUERIES // 10)))
+        with together(*of_both) as (ours, reference):
             speed = alternate(
                 "search by index ÷ exact search", items, ours, reference, unit="queries/s", repeats=5, command=command
             )
