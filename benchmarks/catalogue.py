@@ -23,7 +23,7 @@ from configuration.recipe import Recipe
 from training.data.ragged import Ragged
 
 FEW, SHORT, LONG = 10_000, 1_000_000, 10_000_000
-USERS, LONGEST, WORDS = 10_000, 60, 300
+USERS, LONGEST, WORDS, WIDTH = 10_000, 60, 300, 64
 MOST_OF_A_SMALL_CATALOGUE = 1.2
 COMMAND = "python benchmarks/catalogue.py"
 PROMPT = {"history": [1, 2, 3], "separator": [4], "recommend": [5, 6, 7]}
@@ -45,7 +45,7 @@ class MadeUp:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What else is read of corpora: the prompt, and that no text is long."""
+        """What else is read of corpora: the prompt."""
         return {"prompt_ids": PROMPT}
 
     @property
@@ -80,7 +80,8 @@ class _NoTexts:
 def catalogue_recipe(*overrides: str) -> Recipe:
     """The default recipe without content tower, teacher and start from iALS, with a sampled softmax."""
     words = ["method.content_tower=false", "method.softmax=sampled", "method.initialisation=random", "tracker=none"]
-    return load_recipe("sample", "default", [*words, *overrides])
+    # The default recipe would take a width that follows the catalogue.
+    return load_recipe("sample", "default", [*words, f"backbone.config.n_embd={WIDTH}", *overrides])
 
 
 def trains(

@@ -135,12 +135,11 @@ def training_bytes(case: Case, of: Measured, labels: int = 0, tokens: int = 0) -
     tables = {name: FLOAT * case.width * count for name, count in rows.items()}
     dense = {name: size for name, size in tables.items() if name not in of.touched}
     share = case.processes if case.sharded else 1
-    bias = FLOAT * case.items
     # One that learns has a gradient and two moments more, and under DDP a gradient to send.
     learned = 1 if not case.backbone_learns else 4 if case.sharded or case.processes == 1 else 5
     parts = {
-        "weights": (sum(tables.values()) + bias) / share,
-        "moments": (2 * sum(dense.values()) + 2 * bias) / share
+        "weights": sum(tables.values()) / share,
+        "moments": 2 * sum(dense.values()) / share
         + sum(2 * FLOAT * case.width * count + 4 * rows[name] for name, count in of.touched.items()),
         "backbone": of.backbone * learned / share,
         "activations": ACTIVATIONS * case.width * case.layers * tokens / case.processes,
@@ -148,7 +147,7 @@ def training_bytes(case: Case, of: Measured, labels: int = 0, tokens: int = 0) -
     if case.sharded:
         layer = of.backbone / case.layers
         # A layer is gathered while the one before it is there.
-        return parts | {"gathered": 2 * (sum(tables.values()) + bias) + 2 * 2 * layer}
+        return parts | {"gathered": 2 * sum(tables.values()) + 2 * 2 * layer}
     towers = [
         [size for name, size in dense.items() if name.startswith("content_") is content] for content in (False, True)
     ]
@@ -157,9 +156,9 @@ def training_bytes(case: Case, of: Measured, labels: int = 0, tokens: int = 0) -
     if not of.fused:
         in_the_making = max([in_the_making, *(sum(tower) + max(tower, default=0) for tower in towers)])
     return parts | {
-        "gradients": max(map(sum, towers)) + bias,
+        "gradients": max(map(sum, towers)),
         "in the making": in_the_making,
-        "to send": sum(dense.values()) + bias if case.processes > 1 else 0,
+        "to send": sum(dense.values()) if case.processes > 1 else 0,
     }
 
 
@@ -242,6 +241,7 @@ def make_model(case: Case) -> CLLM4RecForRecommendation:
         num_users=case.users,
         num_items=case.items,
         content_tower=case.content_tower,
+        item_bias=False,
         freeze_backbone=not case.backbone_learns,
     )
     return CLLM4RecForRecommendation(config)

@@ -29,7 +29,7 @@ from training.evaluation.predictions import Parts, RankedUsers, RawIds
 from training.evaluation.ranking import PerUser, best_items, top_columns
 from training.evaluation.scoring import ModelScores
 
-USERS, ITEMS, FEWER_ITEMS = 1_000_000, 1_000_000, 100_000
+USERS, ITEMS, FEWER_ITEMS = 1_000_000, 1_000_000, 250_000
 HISTORY, TOP, BATCH, WORDS = 10, 100, 256, 300
 WIDTHS = (12_101, 1_682)  # as many items as amazon-beauty and ml-100k have
 COMMAND = "python benchmarks/prediction.py"
@@ -51,7 +51,7 @@ class Catalogue:
             "bos_token_id": 0, "eos_token_id": 0,
         }  # fmt: skip
         config = CLLM4RecConfig(
-            backbone_config=backbone, num_users=num_users, num_items=num_items, content_tower=False,
+            backbone_config=backbone, num_users=num_users, num_items=num_items, content_tower=False, item_bias=False,
             prompt_ids=prompt_ids, initializer_range=0.5,
         )  # fmt: skip
         items = np.random.default_rng(0).integers(num_items, size=num_users * HISTORY, dtype=np.int32)

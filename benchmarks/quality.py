@@ -72,7 +72,7 @@ GAINS = {
     "ID embeddings start from factors": ["method.initialisation=ials", "method.initialisation_std=0.05"],
     "distillation, the teacher is iALS": ["method.distillation=0.8", "method.teacher=ials"],
     "distillation, texts in the teacher": ["method.distillation=0.8", "method.teacher=blend"],
-    "offsets of users, by the teacher with texts": ["method.user_offsets=true", "method.teacher=blend"],
+    "offsets of users, by their own texts": ["method.user_offsets=true"],  # without distillation there is no teacher
     "the mean readout": ["method.readout=mean"],
     "held-out shares that differ": ["method.held_out_share=[0.2, 0.6]"],
     "half of the prompts without a user token": ["method.user_token_dropout=0.5"],

@@ -51,6 +51,7 @@ ASKED = (
     Asked("amazon-beauty", "recommendation", 3),
     Asked("amazon-beauty", "predict", 5),
 )
+SETS = tuple(dict.fromkeys(asked.set for asked in ASKED))
 
 
 def claims(
@@ -69,7 +70,8 @@ def claims(
         done = set()
         with Worker(idle) as libraries:
             without = libraries.peak_memory
-        wanted = [asked for asked in ASKED if asked.stage in stages and (not sets or asked.set in sets)]
+        asked_of = [*ASKED, *(Asked(SAMPLE, asked.stage, asked.at_least) for asked in ASKED[: len(STAGES)])]
+        wanted = [asked for asked in asked_of if asked.stage in stages and asked.set in (sets or SETS)]
         if short:
             wanted = [asked for asked in wanted if asked.set == wanted[0].set]
         for asked in wanted:
@@ -78,8 +80,7 @@ def claims(
                 done.add((name, asked.stage))
                 yield from stage_claims(name, asked.stage, asked.at_least, where, short, without)
         if "corpora" in stages or set(stages) == set(STAGES):
-            names = [asked.set for asked in ASKED if not sets or asked.set in sets]
-            for name in dict.fromkeys(set_at_hand(name) for name in names[: 1 if short else None]):
+            for name in dict.fromkeys(set_at_hand(name) for name in (sets or SETS)[: 1 if short else None]):
                 yield from corpora_claims(name, where, 1 if short else 3)
 
 
@@ -276,8 +277,8 @@ def epochs_of(run: Path, *stages: str) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, names = parser.add_argument, tuple(dict.fromkeys(asked.set for asked in ASKED))
-    add("--set", nargs="+", choices=[*names, SAMPLE], default=names, help="default: all but the sample")
+    add = parser.add_argument
+    add("--set", nargs="+", choices=[*SETS, SAMPLE], default=SETS, help="default: all but the sample")
     add("--stages", nargs="+", choices=[*STAGES, "corpora"], default=STAGES, help="default: all")
     add("--short", action="store_true", help="fewer documents and repeats, of the first set alone")
     add("--until-best", action="store_true", help="time until the published recipe's best validation NDCG@100, alone")

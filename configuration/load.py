@@ -6,6 +6,7 @@
 import argparse
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
@@ -28,6 +29,10 @@ from configuration.fields import (
 )
 from configuration.recipe import Recipe
 
+logger = logging.getLogger(__name__)
+
+# Fields of earlier versions that recipes of finished runs may hold.
+REMOVED_FIELDS = frozenset({"method.mask_prompt_items"})
 PROJECT = Path(__file__).resolve().parents[1]
 RECIPES = PROJECT / "configuration" / "recipes"
 
@@ -193,6 +198,9 @@ def _settings(values: Mapping[Any, Any], source: Source, prefix: str = "") -> di
     for key, value in values.items():
         name = f"{prefix}{key}"
         place = source.place(name)
+        if name in REMOVED_FIELDS:
+            logger.warning("%s: field '%s' is of an earlier version and has no effect any more", place, name)
+            continue
         if name not in known:
             raise unknown_field(place, name)
         if not known[name].is_section:

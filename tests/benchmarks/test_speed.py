@@ -4,6 +4,7 @@ import inspect
 import json
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -240,6 +241,15 @@ def test_made_up_catalogues_have_histories_of_the_same_lengths():
     assert all(len(set(row.tolist())) == len(row) for row in many)
 
 
+@pytest.mark.parametrize(("sets", "measured"), [(("sample",), ["sample"]), ((), ["ml-100k", "amazon-beauty"])])
+def test_the_sample_is_measured_where_it_is_asked_for_and_not_otherwise(sets, measured, monkeypatch):
+    monkeypatch.setattr(speed, "Worker", lambda _: nullcontext(SimpleNamespace(peak_memory=0)))
+    monkeypatch.setattr(speed, "set_at_hand", lambda name: name)
+    monkeypatch.setattr(speed, "stage_claims", lambda name, stage, at_least, *_: iter([(name, stage, at_least)]))
+    found = list(speed.claims(False, sets=sets, stages=("predict",)))
+    assert found == [(name, "predict", least) for name, least in zip(measured, (6, 5), strict=False)]
+
+
 @pytest.mark.parametrize("stage", ["collaborative", "recommendation"])
 def test_a_step_on_a_made_up_catalogue_leaves_most_rows_alone(stage, monkeypatch):
     monkeypatch.setattr(catalogue, "USERS", 100)
@@ -249,6 +259,7 @@ def test_a_step_on_a_made_up_catalogue_leaves_most_rows_alone(stage, monkeypatch
     assert prepared(0) == 64
     moved = int((table != before).any(1).sum())
     assert 0 < moved < 10_000
+    assert table.shape[1] == 64
 
 
 def test_every_group_is_measured_written_and_drawn(tmp_path, monkeypatch):
@@ -308,7 +319,8 @@ def test_what_needs_a_compiler_is_left_out_in_so_many_words_where_there_is_none(
 
 def test_parts_are_measured_by_name(monkeypatch):
     claims = []
-    monkeypatch.setattr(parts, "Worker", lambda *given: claims.append(given[0]) or nullcontext())
+    monkeypatch.setattr(parts, "Worker", lambda *given: claims.append(given[0]))
+    monkeypatch.setattr(parts, "together", lambda *workers: nullcontext(workers))
     monkeypatch.setattr(parts, "alternate", lambda claim, *given, **options: claim)
     assert list(parts.claims(True, only=["adamw"])) == ["row-wise AdamW, ÷ dense"]
     assert claims == [parts.row_steps, parts.row_steps]

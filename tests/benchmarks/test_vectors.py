@@ -1,5 +1,6 @@
 """The arithmetic of the index benchmark: what is drawn, what is searched, what is counted."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -75,7 +76,8 @@ def test_a_run_gives_its_recall_and_drawn_items_speed_time_and_memory_too(monkey
 
     searched = Claim("search", "5 items", 200.0, 10.0, "queries/s", 20.0, peak_memory_bytes=[1, 2])
     monkeypatch.setattr(vectors, "ProcessPoolExecutor", Around)
-    monkeypatch.setattr(vectors, "Worker", Around)
+    monkeypatch.setattr(vectors, "Worker", lambda *given: given)
+    monkeypatch.setattr(vectors, "together", lambda *workers: nullcontext(workers))
     monkeypatch.setattr(vectors, "alternate", lambda *_, **__: searched)
     (of_run,) = vectors.measure("vectors", "sample", None, 0.5, 64)
     assert (of_run.set, of_run.unit, of_run.ratio) == ("sample", "recall@100", 0.9)

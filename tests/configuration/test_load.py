@@ -370,6 +370,15 @@ def test_a_recipe_from_a_dict_checks_as_a_file_does():
     )
 
 
+def test_a_field_of_an_earlier_version_is_named_and_left_out(caplog):
+    recipe = recipe_from_dict(BACKBONE | {"method": {"mask_prompt_items": True, "lambda_v": 2}}, "recipe.yaml")
+
+    assert recipe.method.lambda_v == 2
+    assert caplog.messages == [
+        "recipe.yaml: field 'method.mask_prompt_items' is of an earlier version and has no effect any more"
+    ]
+
+
 def test_a_fingerprint_follows_the_chosen_parts_alone():
     recipe = load_recipe("sample")
     other_lr = load_recipe("sample", overrides=["finetune.lr=0.5"])

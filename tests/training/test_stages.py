@@ -658,6 +658,13 @@ def test_a_start_from_a_run_that_was_trained_on_all_that_is_held_out_is_refused(
     assert names(Path(store_recipe.output_dir)) == []
 
 
+def test_a_start_from_items_with_a_bias_is_refused_where_there_is_none(store_recipe, store_run, store_frame, vary):
+    recipe = vary(store_recipe, name="next", data={"split": "given"}, method={"item_bias": False})
+    frame = split_as(store_frame, store_run.folder)
+    with pytest.raises(InputError, match="its items have a bias, which this recipe leaves out; set method"):
+        finetune(recipe, frame=frame, init_from=store_run.folder)
+
+
 def test_fine_tuning_on_top_of_another_run_needs_no_pretraining(store_recipe, store_frame, vary):
     method = {"initialisation": "ials", "distillation": 0.5, "teacher": "blend"}
     recipe = vary(store_recipe, method=method)

@@ -28,7 +28,8 @@ def start_from_run(model: CLLM4RecForRecommendation, corpora: Corpora, folder: P
         folder: The other run's folder.
 
     Raises:
-        InputError: if the folder holds no trained run, its backbone is another one, or it knows none of the items.
+        InputError: if the folder holds no trained run, its backbone is another one, its items have a bias and these have none,
+            or it knows none of the items.
     """
     if not (folder / "model" / "config.json").is_file():
         raise InputError(
@@ -40,6 +41,10 @@ def start_from_run(model: CLLM4RecForRecommendation, corpora: Corpora, folder: P
         raise InputError(
             f"--init-from {folder}: it was trained with another backbone or vocabulary than this recipe's; use its recipe's "
             "backbone, and data with the same text"
+        )
+    if other.model.item_bias is not None and model.model.item_bias is None:
+        raise InputError(
+            f"--init-from {folder}: its items have a bias, which this recipe leaves out; set method.item_bias=true"
         )
     there = [row["id"] for row in theirs.users()], items_of_model(folder / "model", other.config.num_items)
     places = [
