@@ -171,7 +171,6 @@ RULES = {
     "method.max_history": AT_LEAST_ONE,
     "method.max_text_tokens": AT_LEAST_ONE,
     "method.num_negatives": Rule("at least 2", lambda number: number >= 2),
-    "method.prompt_target_weight": AT_LEAST_ZERO,
     "method.held_out_share": Rule(
         "two shares from 0 to 1, the lower first", lambda pair: len(pair) == 2 and 0 <= pair[0] <= pair[1] <= 1
     ),

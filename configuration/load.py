@@ -32,7 +32,7 @@ from configuration.recipe import Recipe
 logger = logging.getLogger(__name__)
 
 # Fields of earlier versions that recipes of finished runs may hold.
-REMOVED_FIELDS = frozenset({"method.mask_prompt_items"})
+REMOVED_FIELDS = frozenset({"method.mask_prompt_items", "method.prompt_target_weight"})
 PROJECT = Path(__file__).resolve().parents[1]
 RECIPES = PROJECT / "configuration" / "recipes"
 

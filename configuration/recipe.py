@@ -145,13 +145,11 @@ class Method:
         "the history is a part of: explanations are clearer, and a backbone of 0 layers reads the history at all",
         "last",
     )
-    targets: Literal["held_out", "all", "mixed", "next"] = knob(
-        "the multinomial likelihood is over the held-out items (paper), the whole history (published code), or both, the prompt's "
-        "items at weight `prompt_target_weight`; next: at each item of the history the one that came next, for histories in order of "
-        "time (as SASRec learns); the prompt then ends with the history",
+    targets: Literal["held_out", "all", "next"] = knob(
+        "the multinomial likelihood is over the held-out items (paper) or the whole history (published code); next: at each item of "
+        "the history the one that came next, for histories in order of time (as SASRec learns); the prompt then ends with the history",
         "held_out",
     )
-    prompt_target_weight: float = knob("with targets mixed: weight of the prompt's items", 0.3)
     held_out_share: list[float] = knob(
         "share of the history that is held out of the prompt, uniform between the two", [0.2, 0.6]
     )

@@ -126,7 +126,7 @@ def next_items(users: np.ndarray, items: Ragged, layout: Layout) -> Batch:
 def recommendation_batch(
     users: np.ndarray, histories: Ragged, documents: np.ndarray, layout: Layout, method: Method, seed: int, epoch: int
 ) -> Batch:
-    """Prompts over a random part of each history; the targets are the rest, the whole, or both (`method.targets` but next).
+    """Prompts over a random part of each history; the targets are the rest or the whole (`method.targets` but next).
 
     Returns:
         `input_ids` int64 `(1, tokens)` and `document_lengths`; `labels` int64 `(documents, targets)`, item indices padded with
@@ -143,16 +143,8 @@ def recommendation_batch(
     prompt, target = select(order, in_prompt), select(order, ~in_prompt)
     prompt = last(prompt, method.max_history)
     prompts = packed(prompt_rows(prompt, named_users(users, documents, method, seed, epoch), layout))
-    if method.targets == "all":
-        target, weight = order, None
-    elif method.targets == "mixed":
-        weight = select_weights(target, prompt, method.prompt_target_weight)
-        target = join([target, prompt])
-    else:
-        weight = None
-    labels, valid = pad(target, fill=-100)
-    target_weights = valid.astype(np.float32) if weight is None else pad(weight, fill=0)[0].astype(np.float32)
-    return prompts | tensors(labels=labels, target_weights=target_weights)
+    labels, valid = pad(order if method.targets == "all" else target, fill=-100)
+    return prompts | tensors(labels=labels, target_weights=valid.astype(np.float32))
 
 
 def evaluation_batch(users: np.ndarray, histories: Ragged, layout: Layout, max_history: int) -> Batch:
@@ -209,12 +201,6 @@ def select(rows: Ragged, chosen: np.ndarray) -> Ragged:
     """The chosen values of each row, `(total,)` boolean."""
     counts = np.concatenate([[0], np.cumsum(chosen)])
     return Ragged(rows.values[chosen], counts[rows.offsets])
-
-
-def select_weights(target: Ragged, prompt: Ragged, prompt_weight: float) -> Ragged:
-    """Weight 1 for each target and `prompt_weight` for each item of the prompt, joined like them."""
-    ones = Ragged(np.ones(len(target.values)), target.offsets)
-    return join([ones, Ragged(np.full(len(prompt.values), prompt_weight), prompt.offsets)])
 
 
 def constant(ids: Sequence[int], count: int, add: np.ndarray | None = None) -> Ragged:

@@ -368,8 +368,6 @@ def method_fields(recipe: Recipe) -> dict[str, Any]:
     method = recipe.method
     fields = {"backbone.train": recipe.backbone.train}
     fields |= {f"method.{name}": value for name, value in asdict(method).items() if not name.startswith("max_")}
-    if method.targets != "mixed":
-        fields["method.prompt_target_weight"] = "none"
     if not method.distillation:
         fields["method.teacher"] = "none"
     return fields

@@ -243,30 +243,19 @@ def test_the_user_token_is_dropped_from_about_the_share_asked_for():
     assert all(words == [1, 2, 3, 4, 5] for _, _, words in found)
 
 
-def test_targets_are_the_held_out_items_the_whole_history_or_both_with_weights():
+def test_targets_are_the_held_out_items_or_the_whole_history():
     histories = histories_of(6, 9)
-    held_out, whole, both = (
-        recommendation(histories, targets=targets, prompt_target_weight=0.25)
-        for targets in ("held_out", "all", "mixed")
-    )
-    assert rows_of(held_out) == rows_of(whole) == rows_of(both)
+    held_out, whole = (recommendation(histories, targets=targets) for targets in ("held_out", "all"))
+    assert rows_of(held_out) == rows_of(whole)
     prompts = [prompt_of(row)[1] for row in rows_of(held_out)]
+    rest = [sorted(set(history) - set(prompt)) for history, prompt in zip(histories, prompts, strict=True)]
+    assert [sorted(row) for row in labels_of(held_out)] == rest
     assert [sorted(row) for row in labels_of(whole)] == [sorted(history) for history in histories]
-    assert torch.equal(whole["target_weights"], (whole["labels"] != -100).float())
-    assert labels_of(both) == [target + prompt for target, prompt in zip(labels_of(held_out), prompts, strict=True)]
-    for row, (target, prompt) in enumerate(zip(labels_of(held_out), prompts, strict=True)):
-        padding = both["labels"].shape[1] - len(target) - len(prompt)
-        assert both["target_weights"][row].tolist() == [1.0] * len(target) + [0.25] * len(prompt) + [0.0] * padding
+    for batch in (held_out, whole):
+        assert torch.equal(batch["target_weights"], (batch["labels"] != -100).float())
 
 
-def test_with_mixed_targets_an_item_that_the_prompt_has_no_room_for_is_no_target():
-    batch = recommendation(histories_of(10), targets="mixed", max_history=2)
-    (row,), (labels,) = rows_of(batch), labels_of(batch)
-    assert set(labels[-2:]) == set(prompt_of(row)[1])
-    assert len(labels) == len(labels_of(recommendation(histories_of(10)))[0]) + 2
-
-
-@pytest.mark.parametrize("targets", ["held_out", "all", "mixed"])
+@pytest.mark.parametrize("targets", ["held_out", "all"])
 def test_of_a_history_with_one_item_the_prompt_is_empty_and_the_item_the_target(targets):
     batch = recommendation(histories_of(1), targets=targets, user_token_dropout=0.0)
     assert rows_of(batch) == [[USER, 1, 2, 3, USER, 4, 5]]

@@ -355,7 +355,6 @@ def test_departures_are_from_the_published_method():
     assert found["method.teacher"] == ("blend", "none")
     assert found["backbone.train"] == ("full", "none")
     assert "method.targets" not in found
-    assert "method.prompt_target_weight" not in found
 
 
 @pytest.mark.parametrize("missing", ["bias", "examples", "model"])
