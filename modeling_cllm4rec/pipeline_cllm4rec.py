@@ -5,6 +5,7 @@ It reads `items.jsonl` beside the model and, where a folder publishes its users,
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file, logging
 
 from .records_cllm4rec import CatalogueRecords, listed
-from .tokenization_cllm4rec import resize_id_words
+from .tokenization_cllm4rec import counts_of, resize_id_words
 
 logger = logging.get_logger(__name__)
 
 INPUT_KEYS = ("user", "history", "text")
-PARAMETERS = ("top_k", "candidates", "exclude", "exclude_seen", "batch_size", "num_workers")
+RESTRICTIONS = ("candidates", "exclude")
+PARAMETERS = ("top_k", *RESTRICTIONS, "exclude_seen", "batch_size", "num_workers")
 
 
 class RecommendationPipeline(Pipeline):
@@ -131,15 +133,17 @@ class RecommendationPipeline(Pipeline):
             raise ValueError(f"top_k is {top_k!r}; it is a number of items, at least 1")
         if not isinstance(exclude_seen, bool):
             raise ValueError(f"exclude_seen is {exclude_seen!r}; it is True or False")
+        for name in RESTRICTIONS:
+            if isinstance(parameters.get(name), Iterator):
+                parameters[name] = list(parameters[name])
         if parameters.get("candidates") is not None:
             indices, strangers = self.records.find_items(parameters["candidates"], "candidates")
             if strangers:
                 raise ValueError(f"candidates that are not in the catalogue: {listed(strangers)}")
             if not indices:
                 raise ValueError("candidates is empty, so nothing could be recommended; leave it out for all items")
-            parameters["candidates"] = indices
         if parameters.get("exclude") is not None:
-            parameters["exclude"], _ = self.records.find_items(parameters["exclude"], "exclude")
+            self.records.find_items(parameters["exclude"], "exclude")
         return {}, parameters, {}
 
     def preprocess(self, person: Any) -> dict[str, tuple[int | None, tuple[int, ...], tuple[int, ...], Any]]:
@@ -173,6 +177,10 @@ class RecommendationPipeline(Pipeline):
     def _forward(self, inputs: dict[str, Any], top_k: int = 10, **options: Any) -> dict[str, Any]:
         people = inputs["person"] if isinstance(inputs["person"], list) else [inputs["person"]]
         users, histories, seen, texts = zip(*people, strict=True)
+        for name in RESTRICTIONS:
+            if options.get(name) is not None:
+                # Here, since what was given at opening outlives changes of the catalogue.
+                options[name], _ = self.records.find_items(options[name], name)
         ranked = self.model.recommend(histories, users, texts, seen=seen, k=top_k, **options)
         return {"items": ranked.items, "scores": ranked.scores}
 
@@ -207,8 +215,18 @@ class RecommendationPipeline(Pipeline):
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         custom_object_save(self, folder)
-        # First, since it is the largest: where it cannot be written, what stands beside it still fits what was there.
-        super().save_pretrained(save_directory, **kwargs)
+        # First, since it is the largest: where it cannot be written, what stands beside it still fits what was there; so does the
+        # configuration, which transformers writes before the weights.
+        file = folder / "config.json"
+        before = file.read_bytes() if file.is_file() else None
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        except BaseException:
+            if before is not None:
+                beside = folder / "config.json.before"
+                beside.write_bytes(before)
+                beside.replace(file)
+            raise
         self.records.write(folder)
         if users_file is not None and marked is not None:
             self.records.write_users(users_file, marked)
@@ -277,8 +295,8 @@ class RecommendationPipeline(Pipeline):
         Raises:
             ValueError: naming what is missing or there already, before anything is changed.
         """
-        self.records.add_items(items)
-        self._resize_tokenizer()
+        with self._tokenizer_following():
+            self.records.add_items(items)
 
     def add_users(self, users: Iterable[Mapping[str, Any]]) -> None:
         """Take users in by their histories: they are known by their id from now on, without training.
@@ -292,8 +310,8 @@ class RecommendationPipeline(Pipeline):
         Raises:
             ValueError: naming what is missing or there already, before anything is changed; or that the model has no users.jsonl.
         """
-        self.records.add_users(users)
-        self._resize_tokenizer()
+        with self._tokenizer_following():
+            self.records.add_users(users)
 
     def remove_items(self, items: Iterable[Any]) -> None:
         """Take items out of the catalogue and out of all histories; nothing of them stays.
@@ -304,8 +322,8 @@ class RecommendationPipeline(Pipeline):
         Raises:
             ValueError: naming what is not in the catalogue, before anything is changed.
         """
-        self.records.remove_items(items)
-        self._resize_tokenizer()
+        with self._tokenizer_following():
+            self.records.remove_items(items)
 
     def remove_users(self, users: Iterable[Any]) -> None:
         """Forget people: their rows in every table, their ids, texts and histories; the others stay where they are.
@@ -318,11 +336,19 @@ class RecommendationPipeline(Pipeline):
         Raises:
             ValueError: naming who is unknown, before anything is changed; or that the model has no users.jsonl.
         """
-        self.records.remove_users(users)
-        self._resize_tokenizer()
+        with self._tokenizer_following():
+            self.records.remove_users(users)
 
-    def _resize_tokenizer(self) -> None:
-        """Let the tokenizer follow a change of the catalogue."""
+    @contextmanager
+    def _tokenizer_following(self) -> Iterator[None]:
+        """Let the tokenizer follow the change of the catalogue in the block.
+
+        Raises:
+            ValueError: if it cannot, before anything is changed.
+        """
+        if self.tokenizer is not None:
+            counts_of(self.tokenizer)
+        yield
         config = self.model.config
         if self.tokenizer is not None:
             self.tokenizer = resize_id_words(self.tokenizer, num_users=config.num_users, num_items=config.num_items)

@@ -106,7 +106,7 @@ class RankingMixin:
         users: Sequence[int | None] | None = None,
         texts: Sequence[str | None] | None = None,
     ) -> torch.Tensor:
-        """What the item head reads about each person, `(batch, width)`.
+        """What the item head reads about each person, `(batch, width)`; without dropout, in training mode, too.
 
         A history, a user or both are read from a prompt; a text adds what its words say; alone, it speaks for the person. To known
         users their offsets are added, where the model has any.
@@ -127,7 +127,12 @@ class RankingMixin:
         if histories is None and users is None and texts is not None:
             histories = [()] * len(texts)
         prompts = self.prepare_prompts(histories, users)
-        hidden = self.model(**prompts, use_cache=False).last_hidden_state
+        was_training = self.training
+        self.eval()
+        try:
+            hidden = self.model(**prompts, use_cache=False).last_hidden_state
+        finally:
+            self.train(was_training)
         states = self.read_out(hidden, prompts["input_ids"], prompts["attention_mask"])
         named_rows = [row for row, user in enumerate(users or ()) if user is not None]
         if named_rows and self.model.user_offsets is not None:
@@ -196,21 +201,11 @@ class RankingMixin:
         asked = list(history)[-self.config.max_history :]
         without = [asked, *(asked[:place] + asked[place + 1 :] for place in range(len(asked)))]
         rows = max(TOKENS_AT_A_TIME // (len(asked) + 1), 1)
-        was_training = self.training
-        self.eval()
-        try:
-            likely = torch.cat(
-                [
-                    self.item_logits(
-                        self.query_states(part, [user] * len(part), None if text is None else [text] * len(part))
-                    )
-                    .float()
-                    .log_softmax(-1)[:, list(items)]
-                    for part in (without[start : start + rows] for start in range(0, len(without), rows))
-                ]
-            )
-        finally:
-            self.train(was_training)
+        parts = (without[start : start + rows] for start in range(0, len(without), rows))
+        states = (
+            self.query_states(part, [user] * len(part), None if text is None else [text] * len(part)) for part in parts
+        )
+        likely = torch.cat([self.item_logits(state).float().log_softmax(-1)[:, list(items)] for state in states])
         unread = likely.new_zeros(len(history) - len(asked), len(items))
         return torch.cat([unread, likely[0] - likely[1:]]).T
 
@@ -248,12 +243,7 @@ class RankingMixin:
         if k < 1:
             raise ValueError(f"k is {k}; at least one item is recommended")
         histories = one_each("histories", histories)
-        was_training = self.training
-        self.eval()
-        try:
-            scores = self.item_logits(self.query_states(histories, users, texts)).float().softmax(-1)
-        finally:
-            self.train(was_training)
+        scores = self.item_logits(self.query_states(histories, users, texts)).float().softmax(-1)
         allowed = torch.ones_like(scores, dtype=torch.bool)
         for name, items in (("candidates", candidates), ("exclude", exclude)):
             if items is not None:

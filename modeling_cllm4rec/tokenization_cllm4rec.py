@@ -199,6 +199,21 @@ class TokenizerWithUserItemIDTokens(PreTrainedTokenizerFast):
         return (*file_names, str(tokenizer_file))
 
 
+def counts_of(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int, int]:
+    """Words, users and items of a tokenizer whose numbers of users and items can be changed.
+
+    Raises:
+        ValueError: it has no ID words, or tokens were added behind them.
+    """
+    counts = [tokenizer.init_kwargs.get(name) for name in ("num_words", "num_users", "num_items")]
+    if None in counts:
+        raise ValueError(f"this tokenizer has no ID words: it was not made by {TokenizerWithUserItemIDTokens.__name__}")
+    num_words, num_users, num_items = (int(count) for count in counts)
+    if len(tokenizer) > num_words + num_users + num_items:
+        raise ValueError("tokens were added behind the ID words, whose ids would move; add them again afterwards")
+    return num_words, num_users, num_items
+
+
 def resize_id_words(
     tokenizer: PreTrainedTokenizerFast, *, num_users: int, num_items: int
 ) -> TokenizerWithUserItemIDTokens:
@@ -212,14 +227,9 @@ def resize_id_words(
     Raises:
         ValueError: it has no ID words, a number is out of range, or tokens were added behind the ID words.
     """
-    counts = {name: tokenizer.init_kwargs.get(name) for name in ("num_words", "num_users", "num_items")}
-    if None in counts.values():
-        raise ValueError(f"this tokenizer has no ID words: it was not made by {TokenizerWithUserItemIDTokens.__name__}")
-    num_words, old_users, old_items = (int(count) for count in counts.values())
+    num_words, old_users, old_items = counts_of(tokenizer)
     if min(num_users, num_items) < 1:
         raise ValueError(f"{num_users} users and {num_items} items; there is at least one of each")
-    if len(tokenizer) > num_words + old_users + old_items:
-        raise ValueError("tokens were added behind the ID words, whose ids would move; add them again afterwards")
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     words = {word: id for word, id in state["model"]["vocab"].items() if id < num_words}
     _check_names(words, num_users, num_items)

@@ -195,7 +195,7 @@ def page(recommender: Recommender) -> gr.Blocks:
                     users,
                     "user-search",
                     "Or start from a user of training, by id",
-                    f"For example {users.ids[0]}",
+                    f"For example {users.ids[users.by_popularity[0]]}",
                     "Only users known from training are listed; for anybody else, add items above.",
                 )
                 said = recommender.reads_texts and gr.Textbox(

@@ -44,13 +44,16 @@ class Catalogue:
             self.texts.append(str(record.get("text") or ""))
             popularity.append(record.get("popularity") or 0)
         self.popularity = np.array(popularity, dtype=np.float64)
-        self.by_popularity: list[int] = np.argsort(-self.popularity, kind="stable").tolist()
-        self.of_id = {str(raw): index for index, raw in enumerate(self.ids)}
+        # An entry without an id is of somebody who was forgotten, and keeps the place alone.
+        there = [index for index, raw in enumerate(self.ids) if raw is not None]
+        order: list[int] = np.argsort(-self.popularity, kind="stable").tolist()
+        self.by_popularity = [index for index in order if self.ids[index] is not None]
+        self.of_id = {str(self.ids[index]): index for index in there}
         self._names, self._exact = [], dict[str, list[int]]()
         for index, (raw, title) in enumerate(zip(self.ids, self.titles, strict=True)):
             names = list(dict.fromkeys((words(title), words(str(raw)))))
             self._names.append(f" {' '.join(names)} ")
-            for name in names:
+            for name in names if raw is not None else ():
                 self._exact.setdefault(name, []).append(index)
         self._texts = [f" {words(text)} " if text else "" for text in self.texts]
 
@@ -153,7 +156,8 @@ class Recommender:
         try:
             self.pipe = pipeline("recommendation", model=name, revision=revision, trust_remote_code=True)
             self.items = Catalogue(read_lines(self.pipe.items_file))
-            self.users = Catalogue(read_lines(self.pipe.users_file)) if self.pipe.users_file else None
+            users = Catalogue(read_lines(self.pipe.users_file)) if self.pipe.users_file else None
+            self.users = users if users is not None and users.by_popularity else None
             self.trained = [tuple(history) for history in self.pipe.users[1]] if self.users else []
             self.reads_texts = getattr(self.pipe.model.base, "text_map", None) is not None
             embeddings = self.pipe.model.base.item_embeddings.weight.detach().float().cpu()
@@ -188,7 +192,7 @@ class Recommender:
         best = [(self.items.of_id[str(found["item"])], found["score"]) for found in ranked]
         best = [(item, score) for item, score in best if item not in seen][: visit.size]
         reasons: list[dict[str, Any]] = [{}] * len(best)
-        if "text" in person or 0 < len(seen) <= EXPLAINED_HISTORY:
+        if len(seen) <= EXPLAINED_HISTORY and (seen or "text" in person):
             asked = [self.items.ids[item] for item, _ in best[:EXPLAINED]]
             reasons[: len(asked)] = self.pipe.explain(person, asked, top_k=2)
         return [

@@ -23,7 +23,7 @@ from modeling_cllm4rec.records_cllm4rec import read_records
 from training.command_line import run_plainly
 from training.data.batches import layout_of
 from training.data.corpora import open_corpora
-from training.evaluation.scoring import ModelScores
+from training.evaluation.scoring import ModelScores, check_is_trained_on
 from training.evaluation.vectors import item_vectors, user_vectors, write_vectors
 from training.files import written_whole
 from training.run import make_accelerator
@@ -58,12 +58,9 @@ def export(folder: Path, out: Path | None = None, *, overwrite: bool = False, pr
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists already; replace it with --overwrite, or choose another folder with --out")
     corpora, recipe = open_corpora(folder / "corpora"), load_recipe(folder / "recipe.yaml")
+    check_is_trained_on(folder / "model", corpora)
     model = AutoModelForSequenceClassification.from_pretrained(folder / "model", trust_remote_code=True)
-    ids = {"items": raw_ids(folder / "model" / "items.jsonl"), "users": raw_ids(corpora.folder / "users.jsonl")}
-    if ids["items"] != raw_ids(corpora.folder / "items.jsonl") or len(ids["users"]) != model.config.num_users:
-        raise InputError(
-            f"{folder / 'model'} was not trained on {corpora.folder}; run training/finetune.py --overwrite"
-        )
+    ids = {name: raw_ids(corpora.folder / f"{name}.jsonl") for name in ("items", "users")}
     width = model.get_output_embeddings().weight.shape[1] + 1
     with written_whole(out) as target:
         model = model.to(make_accelerator(recipe, None, folder).device)

@@ -62,15 +62,19 @@ def finetune(
     """
     run = Run.of(recipe)
     chosen = run.chosen()
-    if init_from is not None and not (resume and run.is_begun("finetune")):
-        pretrain(recipe, frame=frame, overwrite=overwrite or resume, init_from=init_from, train_language_models=False)
+    run.check_free("finetune", resume=resume, overwrite=overwrite)
     start = run.checkpoints("pretrain") / "final"
+    if init_from is not None and resume:
+        run.check_start(init_from, resume=True)
+    if init_from is not None and not (resume and (start / "config.json").is_file()):
+        pretrain(
+            recipe, frame=frame, resume=resume, overwrite=overwrite, init_from=init_from, train_language_models=False
+        )
     if not (start / "config.json").is_file():
         raise InputError(f"{start}: no pretrained model is there; run training/pretrain.py with the same recipe first")
     corpora = open_corpora(run.corpora)
     mark = corpora.fingerprint_with(recipe)
     run.check_checkpoint("pretrain", mark)
-    run.check_free("finetune", resume=resume, overwrite=overwrite)
     if resume:
         run.check_checkpoint("finetune", mark)
     accelerator = make_accelerator(recipe, recipe.finetune, run.folder)

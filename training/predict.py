@@ -18,6 +18,7 @@ from training.data.corpora import open_corpora
 from training.evaluation.examples import example_histories, show_examples
 from training.evaluation.measure import draw_pictures, measure_run, rank_everyone, refit_record, training_record
 from training.evaluation.results import metrics_table
+from training.evaluation.scoring import check_is_trained_on
 from training.files import write_text
 from training.hub.folder import complete_model_folder
 from training.hub.publish import Options, check_ready, publish
@@ -67,6 +68,7 @@ def predict(
         run.check_checkpoint(stage, corpora.fingerprint_with(recipe))
     if "finetune" not in run.stage_costs():
         raise InputError(f"{run.model} is older than the pretraining beside it; run training/finetune.py first")
+    check_is_trained_on(run.model, corpora)
     histories = example_histories(corpora, recipe)
     accelerator = make_accelerator(recipe, None, run.folder)
     if push_to_hub is not None and accelerator.is_main_process:

@@ -70,6 +70,8 @@ def pretrain(
         interactions = build_interactions(read_tables(recipe.data, frame), recipe.data, recipe.seed, refit=recipe.refit)
         if init_from is not None:
             interactions = train_on_what_is_known(interactions, Path(init_from))
+        if chosen is not None:
+            chosen.check_source(interactions.source)
         if resume:
             run.check_checkpoint("pretrain", expected_fingerprint(run.corpora, recipe, interactions.source))
     with logged(run, accelerator):

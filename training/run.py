@@ -84,6 +84,23 @@ class Run:
             run.check_checkpoint(stage, open_corpora(run.corpora).fingerprint_with(run.recipe))
         return run
 
+    def check_source(self, source: dict[str, str]) -> None:
+        """Refuse to refit on other data than this run chose on.
+
+        Args:
+            source: SHA-256 of each file that was read.
+
+        Raises:
+            InputError: naming the files that differ.
+        """
+        theirs = open_corpora(self.corpora).info["source"]
+        differ = sorted(name for name in source if source[name] != theirs.get(name))
+        if differ:
+            raise InputError(
+                f"refit: {', '.join(differ)} changed since {self.folder} chose on it; run training/pretrain.py, finetune.py and predict.py "
+                "with refit=false and --overwrite first"
+            )
+
     def check_start(self, init_from: str | Path | None, *, resume: bool = False) -> None:
         """Refuse a refit that does not start where the run that it follows did, and to go on from elsewhere than it started.
 
@@ -96,6 +113,13 @@ class Run:
                 f"{self.folder} started from {begun}; go on as it was begun, with training/pretrain.py or training/finetune.py and "
                 f"--init-from {begun}, or start anew with --overwrite"
             )
+        if resume and init_from is not None and self.is_begun("pretrain"):
+            begun = json.loads(self.start.read_text("utf-8"))["init_from"] if self.start.is_file() else None
+            if begun is None or (Path(begun).exists() and Path(begun).resolve() != Path(init_from).resolve()):
+                raise InputError(
+                    f"{self.folder} did not start from {init_from}; go on without it{f', with --init-from {begun}' if begun else ''}, or "
+                    "start anew with --overwrite"
+                )
         chosen = self.chosen()
         theirs = None if chosen is None or not chosen.start.is_file() else json.loads(chosen.start.read_text("utf-8"))
         given, wanted = (path if path is None else Path(path) for path in (init_from, theirs and theirs["init_from"]))
@@ -145,9 +169,11 @@ class Run:
             )
 
     def clear(self, *stages: str) -> None:
-        """Remove what earlier runs of these stages left."""
+        """Remove what earlier runs of these stages left, and the figures of the model that goes with them."""
         for stage in stages:
             shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
+        if "finetune" in stages:
+            (self.folder / "results.json").unlink(missing_ok=True)
 
     def teacher(self, corpora: Corpora, like: Path | None = None) -> Teacher:
         """The teacher of the recipe, fitted on the training split and chosen on validation; kept in `checkpoints/teacher`.

@@ -709,6 +709,58 @@ def test_items_that_cannot_be_added_change_nothing(changing, items, message):
     assert not changing.records.is_changed
 
 
+def test_what_is_left_out_from_the_beginning_stays_so_whatever_comes_and_goes(well_read):
+    rec = pipeline("recommendation", model=str(well_read), exclude=["scipy", "later"], trust_remote_code=True)
+    only = pipeline("recommendation", model=str(well_read), candidates=iter(["numpy", "flask"]), trust_remote_code=True)
+    for one in (rec, only):
+        one.remove_items(["numpy"])
+        one.add_items([{"id": "later", "text": TEXTS[0]}])
+    ranked = [row["item"] for row in rec({"history": ["flask"]}, top_k=9)]
+    assert set(ranked) == {"pandas", "astropy", "requests", "jinja2"}
+    assert [row["item"] for row in only({"history": ["pandas"]}, top_k=9)] == ["flask"]
+
+
+@pytest.mark.parametrize("change", ["add_items", "add_users", "remove_items", "remove_users"])
+def test_a_tokenizer_that_cannot_follow_is_found_before_anything_is_changed(changing, change):
+    given = {
+        "add_items": [{"id": "new", "text": TEXTS[0]}],
+        "add_users": [{"id": "eve", "history": ["numpy"]}],
+        "remove_items": ["numpy"],
+        "remove_users": ["ann"],
+    }
+    before = changing({"user": "ann"})
+    changing.tokenizer.add_tokens(["<x>"])
+    with pytest.raises(ValueError, match="tokens were added behind the ID words"):
+        getattr(changing, change)(given[change])
+    assert not changing.records.is_changed
+    assert changing.model.config.num_items == len(ITEMS)
+    assert_same_answer(changing({"user": "ann"}), before)
+
+
+def test_an_explanation_is_without_dropout_in_training_mode_too(changing):
+    changing.model.train()
+    one, two = (changing.explain({"history": ["numpy"]}, "flask") for _ in range(2))
+    assert one == two
+    score = {row["item"]: row["score"] for row in changing({"history": ["numpy"]})}["flask"]
+    assert one["score"] == pytest.approx(score, rel=1e-5)
+    assert changing.model.training
+
+
+def test_where_the_weights_cannot_be_written_the_folder_stays_what_it_was(well_read, tmp_path, monkeypatch):
+    folder = shutil.copytree(well_read, tmp_path / "model")
+    rec = pipeline("recommendation", model=str(folder), trust_remote_code=True)
+    before = rec({"history": [ITEMS[0]]})
+    rec.add_items([{"id": "new", "text": TEXTS[0]}])
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        rec.save_pretrained(folder)
+    assert pipeline("recommendation", model=str(folder), trust_remote_code=True)({"history": [ITEMS[0]]}) == before
+
+
 def test_where_the_model_cannot_be_written_its_items_stay_those_that_fit_it(well_read, tmp_path, monkeypatch):
     folder = shutil.copytree(well_read, tmp_path / "model")
     rec = pipeline("recommendation", model=str(folder), trust_remote_code=True)

@@ -130,6 +130,15 @@ def test_nobody_and_long_histories_are_not_explained(well_read, monkeypatch):
     assert not any(one.items or one.words for one in well_read.rank(Visit()))
     monkeypatch.setattr("recommender.EXPLAINED_HISTORY", 1)
     assert not any(one.items or one.words for one in well_read.rank(Visit((0, 4))))
+    assert not any(one.items or one.words for one in well_read.rank(Visit((0, 4), text="numbers")))
+
+
+def test_who_was_forgotten_is_neither_listed_nor_found():
+    users = Catalogue([{"id": None, "history": []}, {"id": "none", "history": [1]}, {"id": "ann", "history": [2]}])
+    assert users.search("") == users.by_popularity == [1, 2]
+    assert found(users, "none") == ["none"]
+    assert users.of_id == {"none": 1, "ann": 2}
+    assert len(users) == 3
 
 
 def test_a_model_without_users_has_none(without_users):

@@ -156,6 +156,19 @@ def test_a_refit_waits_for_a_finished_run(taught, tmp_path):
     assert not (tmp_path / "store-refit").exists()
 
 
+def test_a_refit_of_other_data_is_refused(taught, store_frame):
+    with pytest.raises(InputError, match=r"refit: .* changed since .*store chose on it; run training/pretrain.py"):
+        pretrain(taught.anew, frame=store_frame.iloc[:-40], overwrite=True)
+
+
+def test_a_refit_does_not_follow_figures_of_an_earlier_training(taught, store_frame, vary, tmp_path):
+    shutil.copytree(taught.run.folder, tmp_path / "store")
+    other = vary(taught.recipe, output_dir=str(tmp_path), finetune={"lr": 5e-4})
+    finetune(other, overwrite=True)
+    with pytest.raises(InputError, match="no finished run is there"):
+        pretrain(replace(other, refit=True), frame=store_frame)
+
+
 def test_a_refit_of_another_recipe_is_refused(taught, vary, store_frame):
     with pytest.raises(InputError, match="another data set, backbone or recipe"):
         pretrain(vary(taught.anew, finetune={"lr": 0.5}), frame=store_frame, overwrite=True)

@@ -587,6 +587,26 @@ def test_items_that_went_since_training_are_not_taken_for_others(store_copy, sto
     assert not (theirs == mine[gone]).all(1).any()
 
 
+@pytest.mark.parametrize("change", ["add_users", "add_items", "remove_items"])
+def test_a_model_whose_catalogue_has_changed_since_is_not_measured(store_copy, change):
+    run = Run.of(store_copy)
+    users = run.corpora / "users.jsonl"
+    recommend = pipeline("recommendation", model=str(run.model), users=users, trust_remote_code=True)
+    given = {
+        "add_users": [{"id": "somebody", "history": ["thing 03"]}],
+        "add_items": [{"id": "something", "text": "new"}],
+        "remove_items": ["thing 03"],
+    }
+    if change == "add_items":  # the store's model reads no texts
+        config = json.loads((run.model / "config.json").read_text())
+        (run.model / "config.json").write_text(json.dumps(config | {"num_users": config["num_users"] + 1}))
+    else:
+        getattr(recommend, change)(given[change])
+        recommend.save_pretrained(run.model, users=run.folder / "users.jsonl")
+    with pytest.raises(InputError, match=r"was not trained on .*, or items or users have come or gone since"):
+        predict(store_copy, overwrite=True)
+
+
 def test_a_start_from_a_model_with_other_items_beside_it_is_refused(store_copy, store_frame, vary):
     items = Run.of(store_copy).model / "items.jsonl"
     lines = items.read_text().splitlines(keepends=True)
@@ -656,6 +676,52 @@ def test_a_start_from_a_run_that_was_trained_on_all_that_is_held_out_is_refused(
     with pytest.raises(InputError, match="it was trained on all that is held out here for validation"):
         pretrain(vary(store_recipe, name="next"), frame=frame, init_from=store_run.folder)
     assert names(Path(store_recipe.output_dir)) == []
+
+
+def test_ids_are_known_by_their_text_whatever_else_is_in_the_table(store_recipe, store_frame, vary):
+    frame = store_frame.assign(user=store_frame["user"].str[-2:].astype(int))
+    first = trained(store_recipe, frame)
+    guest = frame[frame["user"] == 7].assign(user="guest")
+    newer = pd.concat([frame.astype({"user": str}), guest], ignore_index=True)
+    recipe = vary(store_recipe, name="next", seed=7, pretrain={"epochs": 0})
+    run = pretrain(recipe, frame=newer, init_from=first.folder)
+    assert open_corpora(run.corpora).info["filtered"]["held_out_pairs_trained_on_before"] > 0
+    theirs, here = (
+        {str(row["id"]): place for place, row in enumerate(open_corpora(of.corpora).users())} for of in (first, run)
+    )
+    known, mine = (
+        weights(of, stage)["model.user_embeddings.weight"] for of, stage in ((first, "model"), (run, "pretrain"))
+    )
+    assert len(here) == len(theirs) + 1
+    assert all(torch.equal(mine[here[user]], known[theirs[user]]) for user in theirs)
+
+
+def test_pairs_that_an_earlier_run_of_a_chain_was_trained_on_are_trained_on(store_recipe, store_run, store_frame, vary):
+    before = split_as(store_frame, store_run.folder)
+    learnt = before[before["split"] == "train"]
+    second = pretrain(
+        vary(store_recipe, name="second", data={"split": "given"}, pretrain={"epochs": 0}),
+        frame=before[~before.index.isin(learnt.groupby("user").head(2).index)], init_from=store_run.folder,
+    )  # fmt: skip
+    (second.folder / "model").symlink_to(store_run.folder / "model")
+    third = vary(store_recipe, name="third", seed=5, pretrain={"epochs": 0})
+    run = pretrain(third, frame=store_frame, init_from=second.folder)
+    after = split_as(store_frame, run.folder)
+    held_out = set(after[after["split"] != "train"][["user", "item"]].itertuples(index=False, name=None))
+    assert held_out
+    assert not held_out & set(learnt[["user", "item"]].itertuples(index=False, name=None))
+
+
+def test_going_on_keeps_a_pretraining_that_is_finished(store_recipe, store_run, store_frame, vary):
+    recipe = vary(store_recipe, name="next", data={"split": "given"}, pretrain={"epochs": 1})
+    frame = split_as(store_frame, store_run.folder)
+    run = pretrain(recipe, frame=frame, init_from=store_run.folder)
+    with pytest.raises(InputError, match="exclude each other"):
+        finetune(recipe, frame=frame, init_from=store_run.folder, resume=True, overwrite=True)
+    with pytest.raises(InputError, match=r"did not start from .*other; go on without it, with --init-from"):
+        finetune(recipe, frame=frame, init_from=store_run.folder / "other", resume=True)
+    finetune(recipe, frame=frame, init_from=store_run.folder, resume=True)
+    assert progress(run, "pretrain")["epoch"] == 1
 
 
 def test_a_start_from_items_with_a_bias_is_refused_where_there_is_none(store_recipe, store_run, store_frame, vary):

@@ -46,7 +46,7 @@ def rank_everyone(
         recipe: The run's.
         run: The run; its `predictions/` and `checkpoints/predict/` get the parts.
         accelerator: The processes.
-        resume: Keep the parts that are there of this very model, data and `evaluation.top_k`.
+        resume: Keep the parts that are there of this very model, data, `evaluation.top_k` and `evaluation.batch_size`.
 
     Returns:
         The parts.
@@ -56,7 +56,8 @@ def rank_everyone(
     """
     plan: list[Any] = [None, None]
     if accelerator.is_main_process:
-        fingerprint = ranking_fingerprint(run.model, corpora.fingerprint_with(recipe), recipe.evaluation.top_k)
+        kept, together = recipe.evaluation.top_k, recipe.evaluation.batch_size
+        fingerprint = ranking_fingerprint(run.model, corpora.fingerprint_with(recipe), kept, together)
         parts = Parts.plan(
             run.folder / "predictions",
             run.checkpoints("predict"),

@@ -190,9 +190,12 @@ def fingerprint_in(path: Path) -> str | None:
     return metadata.get(b"fingerprint", b"").decode()
 
 
-def ranking_fingerprint(model: Path, corpora_fingerprint: str, top_k: int) -> str:
-    """What the parts depend on: weights and configuration in the model's folder, the corpora, and how many items are kept."""
-    digest = hashlib.sha256(f"{corpora_fingerprint} {top_k}".encode())
+def ranking_fingerprint(model: Path, corpora_fingerprint: str, top_k: int, batch_size: int) -> str:
+    """What the parts depend on: weights and configuration in the model's folder, the corpora, and how many items are kept.
+
+    And how many prompts are ranked at a time, since users go to parts by the batch.
+    """
+    digest = hashlib.sha256(f"{corpora_fingerprint} {top_k} {batch_size}".encode())
     for path in (model / "config.json", *sorted(model.glob("*.safetensors"))):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

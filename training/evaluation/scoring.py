@@ -1,7 +1,9 @@
 """Scores of the trained model for the rankings, and its figures on the validation split after an epoch."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,8 +13,10 @@ from scipy.sparse import csr_matrix
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from configuration.errors import InputError
 from configuration.recipe import Recipe
 from modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.records_cllm4rec import read_records
 from training.data.batches import Layout, evaluation_batch, layout_of, on_device
 from training.data.corpora import Corpora
 from training.data.ragged import Ragged
@@ -21,6 +25,25 @@ from training.evaluation.ranking import ITEMS_PER_BLOCK, evaluate_scores
 # Items of all the prompts that go through the backbone together, about: its memory does not follow the batch of users. A processor is
 # as fast in small passes.
 ITEMS_PER_PASS, ITEMS_PER_PASS_ON_CPU = 8192, 2048
+
+
+def check_is_trained_on(model: Path, corpora: Corpora) -> None:
+    """Refuse a model whose catalogue is not that of the corpora: another run's, or one whose items or users have come and gone.
+
+    Args:
+        model: Its folder.
+        corpora: Those that its prompts are made of.
+
+    Raises:
+        InputError: if the users' number, or the items or their order, differ.
+    """
+    num_users = json.loads((model / "config.json").read_text(encoding="utf-8"))["num_users"]
+    items = [record["id"] for record in read_records(model / "items.jsonl")]
+    if num_users != len(corpora.users()) or items != [row["id"] for row in corpora.items()]:
+        raise InputError(
+            f"{model} was not trained on {corpora.folder}, or items or users have come or gone since; run training/finetune.py "
+            "--overwrite, or keep a changed catalogue in a folder of its own"
+        )
 
 
 class ModelScores:

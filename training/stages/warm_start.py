@@ -1,8 +1,9 @@
 """A start from another run: its users and items, known by their raw ids, lend their embeddings; so does its backbone."""
 
 import hashlib
+import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,44 +95,61 @@ def items_of_model(model: Path, num_items: int) -> list[str | int]:
 def train_on_what_is_known(interactions: Interactions, folder: Path) -> Interactions:
     """Move held-out pairs that another run has learnt from into train: what is judged on them would be flattered.
 
+    Where that run started from another in turn, that one's, too.
+
     Args:
         interactions: The fresh run's, with their split.
         folder: The other run's folder.
 
     Returns:
-        The same where nothing is moved; else `log` says how many were, and `source` what the other run had learnt from.
+        The same where nothing is moved; else `log` says how many were, and `source` what the other runs had learnt from.
 
     Raises:
         InputError: if nothing is left for validation.
     """
-    if not (folder / "corpora" / "info.json").is_file():
-        return interactions  # refused when the start is made
-    theirs = open_corpora(folder / "corpora")
-    learnt = split_matrix(theirs, "recommendation")
-    users = positions(interactions.user_ids, (row["id"] for row in theirs.users()))[interactions.users]
-    items = positions(interactions.item_ids, (row["id"] for row in theirs.items()))[interactions.items]
-    held_out = np.flatnonzero((interactions.splits != TRAIN) & (users >= 0) & (items >= 0))
-    moved = held_out[np.asarray(learnt[users[held_out], items[held_out]]).ravel() > 0] if len(held_out) else held_out
-    if not len(moved):
+    splits, source = interactions.splits.copy(), dict(interactions.source)
+    for run in started_from(folder):
+        theirs = open_corpora(run / "corpora")
+        learnt = split_matrix(theirs, "recommendation")
+        users = positions(interactions.user_ids, (row["id"] for row in theirs.users()))[interactions.users]
+        items = positions(interactions.item_ids, (row["id"] for row in theirs.items()))[interactions.items]
+        held_out = np.flatnonzero((splits != TRAIN) & (users >= 0) & (items >= 0))
+        known = np.asarray(learnt[users[held_out], items[held_out]]).ravel() > 0 if len(held_out) else held_out > 0
+        if known.any():
+            splits[held_out[known]] = TRAIN
+            source[f"what {run.name} was trained on"] = hashlib.sha256(
+                learnt.indptr.tobytes() + learnt.indices.tobytes()
+            ).hexdigest()
+    moved = int((splits != interactions.splits).sum())
+    if not moved:
         return interactions
-    splits = interactions.splits.copy()
-    splits[moved] = TRAIN
     if not (splits == VALIDATION).any():
         raise InputError(
             f"--init-from {folder}: it was trained on all that is held out here for validation, which chooses the best epoch; more newer "
             "pairs are needed, or another split (data.split)"
         )
-    name = f"what {folder.name} was trained on"
-    digest = hashlib.sha256(learnt.indptr.tobytes() + learnt.indices.tobytes()).hexdigest()
-    return replace(
-        interactions,
-        splits=splits,
-        source=interactions.source | {name: digest},
-        log=interactions.log | {"held_out_pairs_trained_on_before": len(moved)},
-    )
+    log = interactions.log | {"held_out_pairs_trained_on_before": moved}
+    return replace(interactions, splits=splits, source=source, log=log)
+
+
+def started_from(folder: Path) -> Iterator[Path]:
+    """A run's folder, that of the run that it started from, and so on, as far as their corpora are there."""
+    passed: set[Path] = set()
+    while (folder / "corpora" / "info.json").is_file() and folder.resolve() not in passed:
+        yield folder
+        passed.add(folder.resolve())
+        start = folder / "checkpoints" / "pretrain" / "start.json"
+        if not start.is_file():
+            return
+        folder = Path(json.loads(start.read_text(encoding="utf-8"))["init_from"])
+    if passed and folder.resolve() not in passed:
+        logger.warning("start: %s is gone, so pairs that it was trained on may be held out", folder)
 
 
 def positions(ids: Sequence[str | int], there: Iterable[str | int]) -> np.ndarray:
-    """Where each of these raw ids stands in another run, `(len(ids),)` int64; -1 where that does not know it."""
-    known = {raw: place for place, raw in enumerate(there)}
-    return np.array([known.get(raw, -1) for raw in ids], np.int64)
+    """Where each of these raw ids stands in another run, `(len(ids),)` int64; -1 where that does not know it.
+
+    Ids are the same where their text is: whole numbers are read as text where another id of the table is none.
+    """
+    known = {str(raw): place for place, raw in enumerate(there)}
+    return np.array([known.get(str(raw), -1) for raw in ids], np.int64)

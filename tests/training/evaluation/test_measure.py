@@ -123,6 +123,14 @@ def test_fewer_batches_than_parts_are_cut_smaller(rank, vary):
     assert [len(pq.read_table(path)) for path in sorted(parts.predictions.iterdir())] == [10, 10, 10, 10]
 
 
+def test_going_on_with_other_batches_leaves_nobody_out_and_ranks_nobody_twice(rank, vary):
+    parts, figures = rank()
+    parts.files(2)[0].unlink()
+    parts, again = rank(resume=True, recipe=vary(rank.recipe, evaluation={"batch_size": 5}))
+    assert sorted(pq.read_table(parts.predictions)["user"].to_pylist()) == [f"person {user:02}" for user in range(40)]
+    assert again == approximately(figures)
+
+
 @pytest.mark.parametrize("folder", ["predictions", "indices"])
 def test_only_the_parts_that_are_missing_are_ranked_again(rank, ranked_users, folder):
     parts, figures = rank()

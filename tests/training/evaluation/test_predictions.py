@@ -228,13 +228,18 @@ def test_parts_of_another_number_and_what_was_left_half_written_go(parts, tmp_pa
     ]
 
 
-@pytest.mark.parametrize("changed", ["config.json", "model-00002-of-00002.safetensors", "corpora", "top_k", None])
+@pytest.mark.parametrize(
+    "changed", ["config.json", "model-00002-of-00002.safetensors", "corpora", "top_k", "batch_size", None]
+)
 def test_the_fingerprint_is_of_all_that_a_ranking_depends_on(tmp_path, changed):
     for name in ("config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "README.md"):
         (tmp_path / name).write_text(name)
-    before = ranking_fingerprint(tmp_path, "corpora", 100)
+    before = ranking_fingerprint(tmp_path, "corpora", 100, 256)
     (tmp_path / (changed if changed and "." in changed else "README.md")).write_text("changed")
     after = ranking_fingerprint(
-        tmp_path, "other" if changed == "corpora" else "corpora", 10 if changed == "top_k" else 100
+        tmp_path,
+        "other" if changed == "corpora" else "corpora",
+        10 if changed == "top_k" else 100,
+        64 if changed == "batch_size" else 256,
     )
     assert (after == before) == (changed is None)
