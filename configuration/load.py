@@ -81,6 +81,15 @@ def recipe_from_dict(values: Mapping[str, Any], source: str = "recipe") -> Recip
     return _build(_settings(values, Source(source)))
 
 
+def read_recipe(path: Path) -> Recipe:
+    """The whole recipe that `dump_recipe` wrote to a file; what an earlier version left out has the dataclass's default, as it was then.
+
+    Raises:
+        InputError: the file, a field, type, value or combination is wrong.
+    """
+    return _build(_read_file(path))
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """Write every field as YAML, which `load_recipe` and `recipe_from_dict` read back to the same recipe."""
     return plain_yaml.dump(asdict(recipe))

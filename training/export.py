@@ -18,7 +18,7 @@ import transformers
 from transformers import AutoModelForSequenceClassification
 
 from configuration.errors import InputError
-from configuration.load import load_recipe
+from configuration.load import read_recipe
 from modeling_cllm4rec.records_cllm4rec import read_records
 from training.command_line import run_plainly
 from training.data.batches import layout_of
@@ -57,7 +57,7 @@ def export(folder: Path, out: Path | None = None, *, overwrite: bool = False, pr
         raise InputError(f"{out} exists already and holds no {SUMMARY}; choose another folder with --out")
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists already; replace it with --overwrite, or choose another folder with --out")
-    corpora, recipe = open_corpora(folder / "corpora"), load_recipe(folder / "recipe.yaml")
+    corpora, recipe = open_corpora(folder / "corpora"), read_recipe(folder / "recipe.yaml")
     check_is_trained_on(folder / "model", corpora)
     model = AutoModelForSequenceClassification.from_pretrained(folder / "model", trust_remote_code=True)
     ids = {name: raw_ids(corpora.folder / f"{name}.jsonl") for name in ("items", "users")}

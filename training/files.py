@@ -66,8 +66,10 @@ def file_written_whole(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(path)
-    except OSError as error:
-        raise unwritable(path, error) from error
+    except Exception as error:
+        if isinstance(error, OSError) or is_disk_full(error):
+            raise unwritable(path, error) from error
+        raise
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -4,7 +4,9 @@ python training/show_corpus.py --config sample
 """
 
 import argparse
+import json
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -23,6 +25,7 @@ from training.data.corpora import KINDS, Corpora, build_corpora, open_corpora
 from training.data.interactions import build_interactions
 from training.data.readers import read_tables
 from training.run import Run
+from training.stages.warm_start import train_on_what_is_known
 
 
 def show_corpus(recipe: Recipe, count: int = 3, epoch: int = 0) -> str:
@@ -52,6 +55,9 @@ def show_corpus(recipe: Recipe, count: int = 3, epoch: int = 0) -> str:
     else:
         tables = read_tables(recipe.data)
         interactions = build_interactions(tables, recipe.data, recipe.seed, refit=recipe.refit)
+        if run.start.is_file():
+            started = json.loads(run.start.read_text(encoding="utf-8"))["init_from"]
+            interactions = train_on_what_is_known(interactions, Path(started))
         corpora = build_corpora(interactions, recipe, run.corpora)
     lines = [
         f"{run.corpora}: "

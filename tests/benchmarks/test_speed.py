@@ -4,6 +4,7 @@ import inspect
 import json
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import datetime
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +21,8 @@ from training.data.corpora import open_corpora
 from training.evaluation.ranking import evaluate_scores
 from training.evaluation.scoring import split_matrix
 
+EPOCH = "epoch 1/2  loss: recommendation 6.6  validation NDCG@100 0.1"
+LOGGED = [EPOCH, "data: 3 users", EPOCH, EPOCH, EPOCH, EPOCH, "user offsets"]  # the first of an earlier run
 STAGES = ("content", "collaborative", "recommendation")
 
 
@@ -183,14 +186,18 @@ def test_of_many_users_some_are_ranked_the_shortest_and_the_longest_histories_to
     assert {min(lengths.values()), max(lengths.values())} <= {lengths[user] for user in taken}
 
 
-def test_the_time_until_a_figure_counts_what_no_epoch_counts(tmp_path):
+def test_the_time_until_a_figure_counts_what_comes_before_and_not_what_comes_after(tmp_path):
     for stage, values in (("pretrain", [0.1, 0.2]), ("finetune", [0.25, 0.4])):
         epochs = [{"seconds": 2.0, "ndcg_at_100": value} for value in values]
         (tmp_path / "checkpoints" / stage).mkdir(parents=True)
         (tmp_path / "checkpoints" / stage / "progress.json").write_text(json.dumps({"epochs": epochs}))
-    assert speed.time_to_reach(tmp_path, 0.24, whole=10.0) == (2.0 + 3 * 2.0, 0.25)
+    lines = [f"2026-01-01 00:00:{second:02},500 {said}" for second, said in enumerate(LOGGED)]
+    (tmp_path / "log").write_text("\n".join(lines) + "\n")
+    started = datetime(2026, 1, 1)
+    assert speed.time_to_reach(tmp_path, 0.24, started) == (4.5, 0.25)
+    assert speed.time_to_reach(tmp_path, 0.3, started) == (5.5, 0.4)
     with pytest.raises(ValueError, match="no epoch"):
-        speed.time_to_reach(tmp_path, 0.5, whole=10.0)
+        speed.time_to_reach(tmp_path, 0.5, started)
 
 
 @pytest.mark.parametrize(

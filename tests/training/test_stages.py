@@ -28,6 +28,7 @@ from training.hub.folder import published_recipe
 from training.predict import predict
 from training.pretrain import pretrain
 from training.run import Run
+from training.show_corpus import show_corpus
 from training.stages import loop
 from training.stages.model import learn_backbone
 
@@ -710,6 +711,31 @@ def test_pairs_that_an_earlier_run_of_a_chain_was_trained_on_are_trained_on(stor
     held_out = set(after[after["split"] != "train"][["user", "item"]].itertuples(index=False, name=None))
     assert held_out
     assert not held_out & set(learnt[["user", "item"]].itertuples(index=False, name=None))
+
+
+def test_corpora_of_a_start_from_another_run_are_built_again_as_they_were(
+    store_recipe, store_run, store_frame, vary, tmp_path
+):
+    store_frame.to_csv(tmp_path / "shop.csv", index=False)
+    recipe = vary(store_recipe, name="next", seed=5, pretrain={"epochs": 0}, data={"path": str(tmp_path / "shop.csv")})
+    run = pretrain(recipe, init_from=store_run.folder)
+    before = open_corpora(run.corpora).info
+    assert before["filtered"]["held_out_pairs_trained_on_before"] > 0
+    shutil.rmtree(run.corpora)
+    show_corpus(recipe)
+    assert open_corpora(run.corpora).info["fingerprint"] == before["fingerprint"]
+
+
+def test_the_baseline_of_a_start_from_another_run_is_searched_for(store_recipe, store_frame, vary):
+    method = {"initialisation": "ials", "distillation": 0.5, "teacher": "ials"}
+    recipe = vary(store_recipe, method=method, evaluation={"baselines": ["ials"]})
+    first = trained(recipe, store_frame)
+    blend = first.checkpoints("teacher") / "blend.json"
+    chosen = json.loads(blend.read_text())
+    blend.write_text(json.dumps(chosen | {"ials": chosen["ials"] | {"alpha": 5}}))
+    again = vary(recipe, name="next", data={"split": "given"})
+    finetune(again, frame=split_as(store_frame, first.folder), init_from=first.folder)
+    assert predict(again)["baselines"]["ials"]["settings"] == chosen["ials"]
 
 
 def test_going_on_keeps_a_pretraining_that_is_finished(store_recipe, store_run, store_frame, vary):

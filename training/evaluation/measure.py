@@ -211,7 +211,9 @@ def measure_baselines(corpora: Corpora, recipe: Recipe, run: Run, model: ModelRa
     train, validation, test = (split_matrix(corpora, name) for name in ("recommendation", "validation", "test"))
     everyone, seen = np.arange(corpora.num_users), (train + validation).tocsr()
     names = recipe.evaluation.baselines
-    ials = fitted_ials(run.checkpoints("teacher")) if "ials" in names else None
+    # The teacher of a run that started from another has that one's settings.
+    searched = "ials" in names and not run.start.is_file()
+    ials = fitted_ials(run.checkpoints("teacher")) if searched else None
     fitted = fit_baselines(
         train, validation, [name for name in names if name != "ials" or ials is None], seed=recipe.seed
     )
@@ -273,7 +275,7 @@ def model_record(model: Any, recipe: Recipe) -> dict[str, Any]:
         "architecture": str(model),
         "base_model": backbone.hub_name or hub_name(backbone.name),
         "text_encoder": encoder.hub_name or hub_name(encoder.name),
-        "dataset": hub_name(data.path) if data.format == "dataset" else None,
+        "dataset": hub_name(data.path and data.path.partition("@")[0]) if data.format == "dataset" else None,
     }
 
 

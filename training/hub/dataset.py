@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +51,7 @@ def write_dataset_folder(corpora: Corpora, recipe: Recipe, folder: Path, *, repo
         corpora: The run's.
         recipe: The run's, or as it is published.
         folder: The folder to write; what is there is replaced.
-        repo_id: Name of the repo, for the card.
+        repo_id: Name of the repo, for the card, with `@branch` behind it where that is not main.
 
     Raises:
         InputError: if an earlier version built the corpora, or the disk is full.
@@ -72,7 +73,8 @@ def recipe_for_dataset(recipe: Recipe, repo_id: str) -> Recipe:
         recipe: The recipe that the data were read with.
         repo_id: Name of the repo, with `@revision` behind it if need be, or the absolute path of its folder.
     """
-    base = repo_id if Path(repo_id).is_absolute() else f"{HUB}datasets/{repo_id}"
+    name, at, revision = repo_id.partition("@")
+    base = repo_id if Path(repo_id).is_absolute() else f"{HUB}datasets/{name}{at}{quote(revision, safe='')}"
     users = SideTable(f"{base}/users.parquet", id_column="id", text_columns=["text"])
     data = Data(
         format="dataset",
@@ -215,7 +217,7 @@ def dataset_card(info: dict[str, Any], recipe: Recipe, published: Published, rep
         info: What `info.json` of the corpora holds.
         recipe: The recipe that the data were read with.
         published: What the repo holds.
-        repo_id: Name of the repo.
+        repo_id: Name of the repo, alike.
     """
     tables = published.tables
     there = {
@@ -321,7 +323,7 @@ def people(published: Published, data: Data) -> list[str]:
 
 def title_of(repo_id: str) -> str:
     """The repo's name without its namespace."""
-    return Path(repo_id).name.partition("@")[0]
+    return Path(repo_id if Path(repo_id).is_absolute() else repo_id.partition("@")[0]).name
 
 
 def changed_fields(fields: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:

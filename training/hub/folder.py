@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 
 import modeling_cllm4rec
 from configuration.errors import InputError
-from configuration.load import PROJECT, dump_recipe, load_recipe, recipe_from_dict
+from configuration.load import RECIPES, dump_recipe, read_recipe, recipe_from_dict
 from configuration.recipe import Recipe
 from modeling_cllm4rec import CLLM4RecConfig
 from modeling_cllm4rec.text_encoder_cllm4rec import FOLDER as TEXT_ENCODER
@@ -50,7 +50,7 @@ WRITTEN_BY_PREDICT = ("README.md", "results.json", "pictures/curves.png", "pictu
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 INDEX = "model.safetensors.index.json"
 USERS = "users.jsonl"
-REPO = re.compile(r"[\w.-]+(/[\w.-]+)?")
+REPO = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # of a dataset with @revision
 
 
 def write_model_folder(weights: Path, folder: Path, corpora: Corpora, recipe: Recipe) -> None:
@@ -175,7 +175,7 @@ def folder_recipe(folder: Path) -> Recipe:
     Raises:
         InputError: if the file is missing or wrong.
     """
-    return load_recipe(folder / "recipe.yaml")
+    return read_recipe(folder / "recipe.yaml")
 
 
 def published_recipe(recipe: Recipe) -> Recipe:
@@ -219,12 +219,12 @@ def public_source(source: Mapping[str, str]) -> dict[str, str]:
 
 
 def public_path(path: str | None, *, may_be_repo: bool = False) -> str | None:
-    """A path inside this project, an address or a repo's name as it is; of any other file or folder its own name only."""
+    """A path that a ready-made recipe names, an address or a repo's name as it is; of any other file or folder its own name only."""
     if path is None or path.startswith("hf://"):
         return path
     if "://" in path:  # an address may hold a name, a password, a token
         return path.partition("?")[0].rpartition("/")[2]
     given = Path(path).expanduser()
-    inside = not given.is_absolute() and ".." not in given.parts and (PROJECT / given).exists()
+    inside = any(f"path: {path}\n" in recipe.read_text(encoding="utf-8") for recipe in RECIPES.glob("*.yaml"))
     is_repo = may_be_repo and REPO.fullmatch(path) and not given.exists()
     return path if inside or is_repo else re.split(r"[/\\]", given.name)[-1]

@@ -21,7 +21,7 @@ from configuration.errors import InputError
 from configuration.load import PROJECT, dump_recipe
 from configuration.recipe import Recipe
 from training.data.corpora import open_corpora
-from training.files import unwritable
+from training.files import is_disk_full, unwritable
 from training.hub.card import card_text
 from training.hub.dataset import recipe_for_dataset, write_dataset_folder
 from training.hub.folder import TEXT_ENCODER, USERS, folder_recipe, model_files, public_source
@@ -145,6 +145,7 @@ def publish(
     """
     options = options or Options()
     check_arguments(run, repo, dataset, space, options)
+    check_is_of_the_pretraining(run)
     api = HfApi()
     if not options.dry_run:
         check_login(api)
@@ -179,6 +180,19 @@ def publish(
     return heads
 
 
+def check_is_of_the_pretraining(run: Path) -> None:
+    """Refuse a model that is older than the corpora and the pretraining beside it.
+
+    Raises:
+        InputError: if pretraining was run again since.
+    """
+    pretrained, finetuned = (run / "checkpoints" / stage / "stage.json" for stage in ("pretrain", "finetune"))
+    if pretrained.is_file() and not finetuned.is_file():
+        raise InputError(
+            f"{run / 'model'} is older than the pretraining beside it; run training/finetune.py and training/predict.py first"
+        )
+
+
 def plan_model(api: HfApi, run: Path, name: str, dataset: str | None, folder: Path, options: Options) -> Plan:
     """The recommender: all of `model/`, its card made for the repo."""
     model = run / "model"
@@ -192,10 +206,12 @@ def plan_model(api: HfApi, run: Path, name: str, dataset: str | None, folder: Pa
     if not options.user_embeddings:
         try:
             files |= without_user_embeddings(model, folder)
-        except OSError as error:
-            raise unwritable(folder, error) from error
+        except Exception as error:
+            if isinstance(error, OSError) or is_disk_full(error):
+                raise unwritable(folder, error) from error
+            raise
     if dataset is not None:
-        recipe = recipe_for_dataset(recipe, dataset)
+        recipe = recipe_for_dataset(recipe, on_branch(dataset, options))
         files["recipe.yaml"] = dump_recipe(recipe).encode()
     people = about_model(results, published=published, user_embeddings=options.user_embeddings)
     strangers: dict[str, list[str]] | None = {}
@@ -226,7 +242,7 @@ def plan_model(api: HfApi, run: Path, name: str, dataset: str | None, folder: Pa
         leaves_out=not options.user_embeddings or (not published and USERS in (repo.files or ())),
     )  # fmt: skip
     files[CARD] = card(None)
-    if repo.exists and all(change.state == "unchanged" or change.path == CARD for change in plan.changes()):
+    if repo.has_branch and all(change.state == "unchanged" or change.path == CARD for change in plan.changes()):
         # Only the card may differ, and the one that is there names the commit of the rest.
         plan.pinned = pinned_revision(api, repo) or repo.head
         files[CARD] = card(plan.pinned)
@@ -241,7 +257,12 @@ def plan_dataset(api: HfApi, run: Path, name: str, folder: Path, options: Option
             f"--dataset: {run} was trained again on all pairs and has no split; send the data with the run that it follows, "
             f"{str(run).removesuffix('-refit')}"
         )
-    write_dataset_folder(corpora, recipe, folder, repo_id=name)
+    if any(user["id"] is None for user in corpora.users()):
+        raise InputError(
+            f"--dataset: somebody in {corpora.folder} was forgotten since it was built, and their pairs and reviews are still there; take "
+            "them out of the source and run training/pretrain.py --overwrite and the steps after it, or leave --dataset out"
+        )
+    write_dataset_folder(corpora, recipe, folder, repo_id=on_branch(name, options))
     files: dict[str, Content] = {
         path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
     }
@@ -256,8 +277,14 @@ def plan_dataset(api: HfApi, run: Path, name: str, folder: Path, options: Option
     return Plan(
         repo, files, "Upload the data", recipe.data.license,
         f"{run / 'model' / 'recipe.yaml'}: write `license: …` in the section `data` there", people=people,
-        strangers=strangers, leaves_out=not recipe.data.publish_users and "users.parquet" in (repo.files or ()),
+        strangers=strangers,
+        leaves_out=not recipe.data.publish_users and any(path.startswith("interactions/") for path in repo.files or ()),
     )  # fmt: skip
+
+
+def on_branch(name: str, options: Options) -> str:
+    """A dataset repo's name as recipes have it: with the branch behind it, where that is not the one that is opened by default."""
+    return name if options.branch == MAIN else f"{name}@{options.branch}"
 
 
 def plan_space(api: HfApi, model: str, name: str, options: Options) -> Plan:

@@ -102,7 +102,8 @@ def user_ids(run: Path) -> list[str | int] | None:
     corpora = Corpora(run / "corpora", info={})
     if not (corpora.folder / USERS).is_file():
         return None
-    return [*(user["id"] for user in corpora.users()), *corpora.dropped_users()]
+    known = [user["id"] for user in corpora.users()]
+    return [*(raw for raw in known if raw is not None), *corpora.dropped_users()]  # None: forgotten since
 
 
 def in_bytes(size: int) -> str:

@@ -12,5 +12,8 @@ def start_from_factors(base: CLLM4RecModel, teacher: Teacher, std: float) -> Non
     users, items = teacher.factors(width)
     for tower in ("collaborative", "content") if base.config.content_tower else ("collaborative",):
         for table, factors in zip(base.tables(tower), (users, items), strict=True):
-            start = torch.from_numpy(factors * (std / max(float(factors.std()), 1e-12)))
+            spread = (
+                float(factors.std()) or float(abs(factors).max()) or 1.0
+            )  # of one user's single factor there is none
+            start = torch.from_numpy(factors * (std / spread))
             table.weight.data[:, : start.shape[1]] = start.to(table.weight)

@@ -7,7 +7,7 @@ import pytest
 from configuration.errors import InputError
 from configuration.load import dump_recipe, load_recipe, recipe_from_dict
 from configuration.recipe import Backbone, Data, Recipe, SideTable
-from training.hub.folder import model_files, public_path, published_recipe, published_results
+from training.hub.folder import folder_recipe, model_files, public_path, published_recipe, published_results
 from training.run import Run
 
 
@@ -37,6 +37,27 @@ def test_of_files_of_one_name_no_folder_is_published_but_a_number():
     results = {"recipe": recipe, "data": {"recipe": {"data": recipe["data"]}, "source": source}}
     assert published_results(results)["data"]["source"] == public
     assert published_results(published_results(results))["data"]["source"] == public
+
+
+def test_a_path_in_the_checkout_is_published_only_where_a_ready_made_recipe_names_it():
+    assert public_path("configuration/recipes/sample.yaml") == "sample.yaml"
+    assert public_path("data/ml-100k") == "data/ml-100k"
+
+
+def test_a_dataset_keeps_its_revision():
+    for name in ("me/data@v1", "me/data@feature/x"):
+        assert public_path(name, may_be_repo=True) == name
+
+
+def test_what_an_older_recipe_does_not_have_is_what_was_usual_then(tmp_path):
+    recipe = published_recipe(load_recipe("ml-100k", "paper"))
+    lines = [
+        line for line in dump_recipe(recipe).splitlines() if "user_offsets" not in line and "max_documents" not in line
+    ]
+    (tmp_path / "recipe.yaml").write_text("\n".join(lines) + "\n")
+    assert folder_recipe(tmp_path) == replace(
+        recipe, pretrain=replace(recipe.pretrain, max_documents=0), finetune=replace(recipe.finetune, max_documents=0)
+    )
 
 
 def test_a_name_on_the_hub_is_published_a_folder_of_that_form_is_not(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from huggingface_hub import HfApi
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -386,6 +387,31 @@ def test_a_branch_leaves_main_as_it_was(run, send, hub):
     assert len(rec({"history": HISTORY})) == 10
 
 
+def test_what_is_on_main_already_goes_to_a_new_branch(run, send, hub):
+    assert send(run, "me/repo")[0] == 0
+    assert send(run, "me/repo", "--revision", "trial")[0] == 0
+    assert sorted(hub.repo("me/repo", revision="trial")) == FILES
+
+
+def test_data_on_a_branch_are_named_with_it(run, send, hub):
+    code, _, _ = send(run, "me/repo", "--dataset", "me/data", "--private", "--revision", "feature/x")
+    assert code == 0
+    recipe = hub.repo("me/repo", revision="feature/x")["recipe.yaml"].decode()
+    assert "path: me/data@feature/x\n" in recipe
+    assert "path: hf://datasets/me/data@feature%2Fx/items.parquet\n" in recipe
+    page = hub.repo("me/data", "dataset", revision="feature/x")["README.md"].decode()
+    assert 'load_dataset("me/data", revision="feature/x")' in page
+    assert 'load_dataset("me/data", "items", split="train", revision="feature/x")' in page
+
+
+def test_raw_ids_that_were_published_with_the_data_stay_in_its_history_and_the_push_says_so(run, send, hub):
+    state(run, publish_users="true")
+    assert send(run, "--dataset", "me/data", "--private")[0] == 0
+    state(run, publish_users="false")
+    said = send(run, "--dataset", "me/data", "--private")[1]
+    assert "super_squash_history('me/data', repo_type='dataset')" in said
+
+
 def test_a_tag_names_the_commit_with_the_pinned_card(run, send, hub):
     assert send(run, "me/repo", "--tag", "v1")[0] == 0
     assert hub.repos["model", "me/repo"].tags == {"v1": hub.commits("me/repo")[0].oid}
@@ -520,15 +546,39 @@ def test_no_network_is_one_sentence(run, send, hub):
     assert "no connection to" in complaint
 
 
-def test_a_full_disk_is_one_sentence(run, send, hub, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)")],
+)
+def test_a_full_disk_is_one_sentence(run, send, hub, monkeypatch, error):
     def full(*_, **__):
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr("training.hub.people.save_file", full)
     before = tree(run)
     code, _, complaint = send(run, "me/repo", "--without-user-embeddings")
     assert (code, "the disk is full" in complaint, complaint.count("\n")) == (2, True, 1)
     assert tree(run) == before
+
+
+def test_a_model_that_is_older_than_the_pretraining_beside_it_is_not_sent(run, send, hub, store_copy, store_frame):
+    pretrain(store_copy, frame=store_frame[store_frame["user"] != "person 07"], overwrite=True)
+    code, _, complaint = send(run, "me/repo", "--dataset", "me/data", "--private")
+    assert (code, "is older than the pretraining beside it; run training/finetune.py" in complaint) == (2, True)
+    assert not hub.repos
+
+
+def test_a_model_that_has_forgotten_somebody_is_sent_and_their_data_are_not(run, send, hub):
+    users = run / "corpora" / "users.jsonl"
+    rec = pipeline("recommendation", model=str(run / "model"), users=users, trust_remote_code=True)
+    rec.remove_users(["person 07"])
+    rec.save_pretrained(run / "model", users=users)
+    assert send(run, "me/repo")[0] == 0
+    code, _, complaint = send(run, "--dataset", "me/data", "--private")
+    assert (code, "was forgotten since it was built, and their pairs and reviews are still there" in complaint) == (
+        2,
+        True,
+    )
 
 
 def test_a_run_that_was_not_measured_is_sent_to_predict(run, send, hub):

@@ -26,6 +26,12 @@ def test_the_tables_of_every_tower_start_from_the_factors_at_the_given_spread(ma
             np.testing.assert_allclose(start * (wanted.std() / 0.05), wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_the_factor_of_a_single_user_is_no_larger_than_the_spread(make_towers):
+    base = make_towers().base
+    start_from_factors(base, make_teacher(factors=3, users=1), std=0.05)
+    assert base.user_embeddings.weight[0, 0].abs().item() == pytest.approx(0.05)
+
+
 def test_columns_beyond_the_rank_of_the_factors_stay_as_they_were(make_towers):
     base, before = make_towers().base, make_towers().base.item_embeddings.weight
     start_from_factors(base, make_teacher(factors=3), std=0.05)
