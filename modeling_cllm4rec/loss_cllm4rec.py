@@ -33,7 +33,8 @@ def next_token_loss(
     """
     labels = labels[:, 1:].to(hidden.device)
     paid = labels != -100
-    states, targets = hidden[:, :-1][paid], labels[paid]
+    # Of a model over several devices the head is where its table is, on the first.
+    states, targets = hidden[:, :-1][paid].to(weight.device), labels[paid].to(weight.device)
     device, rows = states.device.type, max(LOGITS_AT_A_TIME // len(weight), 1)
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
     if dtype == torch.float32 and hasattr(F, "linear_cross_entropy"):

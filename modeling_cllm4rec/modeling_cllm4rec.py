@@ -17,15 +17,17 @@ from transformers import initialization as init
 from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
-from transformers.utils import cached_file, can_return_tuple
+from transformers.utils import cached_file, can_return_tuple, logging
 from transformers.utils.hub import extract_commit_hash
 
 from .configuration_cllm4rec import CLLM4RecConfig, lowest_layers
 from .loss_cllm4rec import next_token_loss
-from .packing_cllm4rec import PACKED_SDPA, Packing
+from .packing_cllm4rec import PACKED_LAYERS, PACKED_SDPA, Packing
 from .ranking_cllm4rec import NO_USERS, RankingMixin
 from .text_cllm4rec import TextMap
 from .text_encoder_cllm4rec import FOLDER, TextEncoder, save_text_encoder
+
+logger = logging.get_logger(__name__)
 
 Tower = Literal["collaborative", "content"]
 
@@ -252,8 +254,11 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         missing = base.backbone.load_state_dict(weights, strict=False, assign=is_ours).missing_keys
         if missing:
             raise ValueError(f"the backbone lacks the weights {missing[:3]}, which its configuration asks for")
+        head = backbone.get_output_embeddings()
         if base.word_head is not None:
-            base.word_head.data.copy_(backbone.get_output_embeddings().weight)
+            base.word_head.data.copy_(head.weight)
+        if getattr(head, "bias", None) is not None:
+            logger.warning("The bias of the backbone's head is left out: words are scored by their embeddings alone.")
         model.tie_weights()
         return model
 
@@ -433,13 +438,15 @@ class CLLM4RecModel(CLLM4RecPreTrainedModel):
         """
         packing = Packing.of(document_lengths, inputs_embeds.shape, inputs_embeds.device)
         config = self.backbone.config
-        if config._attn_implementation == "sdpa" and self.backbone._supports_attention_backend:
+        # A convolution or a recurrence would go on from one document into the next.
+        packs = PACKED_LAYERS.issuperset(getattr(config, "layer_types", None) or ()) and not self.backbone._is_stateful
+        if packs and config._attn_implementation == "sdpa" and self.backbone._supports_attention_backend:
             config._attn_implementation = PACKED_SDPA  # which is sdpa for whatever is not packed
         attention = config._attn_implementation
         kwargs["use_cache"] = False
-        if attention == PACKED_SDPA or attention.startswith("flash"):
+        if packs and (attention == PACKED_SDPA or attention.startswith("flash")):
             return self.backbone(inputs_embeds=inputs_embeds, **packing.backbone_arguments(attention), **kwargs)
-        # Every other implementation takes a padded rectangle, from which the tokens are picked again.
+        # Every other implementation, and every other kind of layer, takes a padded rectangle, from which the tokens are picked again.
         longest = max(packing.lengths)
         places = packing.rectangle(torch.arange(len(packing.lengths), device=packing.device), longest)
         real = torch.arange(longest, device=packing.device) < packing.counts.unsqueeze(1)

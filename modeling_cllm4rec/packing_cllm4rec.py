@@ -18,6 +18,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 PACKED_SDPA = "packed_sdpa"
+# Kinds of layers, in transformers' words, in which a document of a packed row sees itself alone.
+PACKED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 # Documents are attended to together as long as no more than this share of their rectangle is padding.
 MOST_PADDING = 0.125

@@ -86,7 +86,7 @@ def predict(
         results: dict[str, Any] = {"recipe": asdict(recipe), "seed": recipe.seed, "data": corpora.info}
         if chosen is None:
             results |= measure_run(model, corpora, recipe, run, accelerator, parts, histories)
-            results |= training_record(run, time.perf_counter() - started)
+            results |= training_record(run, time.perf_counter() - started, accelerator.device)
         else:
             results |= refit_record(model, corpora, recipe, run, chosen, histories, time.perf_counter() - started)
         draw_pictures(model, corpora, run, chosen or run)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
+from accelerate.utils import parse_flag_from_env
 
 from configuration.errors import InputError
 from configuration.load import fingerprint
@@ -300,7 +301,8 @@ def make_accelerator(recipe: Recipe, stage: Stage | None, folder: Path) -> Accel
     on_cpu = (
         device.type == "cpu"
         if device is not None
-        else not (torch.cuda.is_available() or torch.backends.mps.is_available())
+        else parse_flag_from_env("ACCELERATE_USE_CPU")  # cpu.yaml
+        or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     )
     precision = "no" if stage is None else stage.mixed_precision
     if precision == "auto":

@@ -22,6 +22,10 @@ GROUPED = {
     "intermediate_size": 16, "num_hidden_layers": 2,
 }  # fmt: skip
 WINDOWED = GROUPED | {"model_type": "mistral", "sliding_window": 3}
+CONVOLVED = {
+    "model_type": "lfm2", "vocab_size": WORDS, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "layer_types": ["conv", "full_attention"],
+}  # fmt: skip
 
 
 def make(head, backbone=GPT2, **fields):
@@ -56,6 +60,12 @@ def test_hidden_states_are_those_of_the_documents_one_by_one(backbone, attention
     found = model(**packed(rows)).last_hidden_state
     assert model.backbone.config._attn_implementation == {"sdpa": PACKED_SDPA}.get(attention, "eager")
     torch.testing.assert_close(found, wanted.unsqueeze(0))
+
+
+def test_layers_that_are_no_attention_do_not_go_on_from_one_document_into_the_next():
+    model, rows = make(CLLM4RecModel, CONVOLVED), documents()
+    wanted = torch.cat([model(row.unsqueeze(0)).last_hidden_state[0] for row in rows])
+    torch.testing.assert_close(model(**packed(rows)).last_hidden_state, wanted.unsqueeze(0))
 
 
 def test_gradients_are_those_of_the_documents_one_by_one():

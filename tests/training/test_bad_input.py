@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 from safetensors import SafetensorError
+from transformers import AutoTokenizer
 
 from training import finetune, predict, pretrain, show_corpus
 
@@ -286,6 +287,14 @@ def test_a_truncated_gzip_file_is_refused(shop, complaint, keep):
 def test_an_unknown_recipe_field_device_or_backbone_is_refused(shop, complaint, words, parts):
     assert_names(complaint(*words), *parts)
     assert not (shop / "runs").exists()
+
+
+def test_a_tokenizer_with_more_words_than_its_backbone_is_refused(shop, complaint, backbone_folder):
+    tokenizer = AutoTokenizer.from_pretrained(backbone_folder)
+    tokenizer.add_tokens([f"<added {number}>" for number in range(1000)])
+    tokenizer.save_pretrained(backbone_folder)
+    sentence = complaint("--config", "shop.yaml", f"backbone.name={backbone_folder}", bars=True)
+    assert_names(sentence, "backbone.name", str(backbone_folder), "take the added ones out")
 
 
 @pytest.mark.parametrize("spoilt", ["model.safetensors", "tokenizer.json", "config.json"])

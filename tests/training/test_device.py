@@ -43,6 +43,16 @@ def test_auto_is_what_the_machine_can_do(store_recipe, vary, tmp_path, monkeypat
     assert make_accelerator(recipe, None, tmp_path).mixed_precision == "no"
 
 
+def test_the_launcher_s_word_for_the_cpu_decides_on_the_precision_too(store_recipe, vary, tmp_path, monkeypatch):
+    kinds = []
+    monkeypatch.setattr(run, "computes_in_bf16", lambda kind: bool(kinds.append(kind)))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    recipe = vary(store_recipe, device="auto", pretrain={"mixed_precision": "auto"})
+    assert make_accelerator(recipe, recipe.pretrain, tmp_path).device.type == "cpu"
+    assert kinds == ["cpu"]
+
+
 @pytest.mark.parametrize(("cache", "kept"), [("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16"), ("LRU_CACHE_CAPACITY", "1")])
 def test_few_kernels_are_kept_unless_the_environment_says_otherwise(store_recipe, tmp_path, monkeypatch, cache, kept):
     monkeypatch.delenv(cache, raising=False)

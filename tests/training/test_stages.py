@@ -738,6 +738,16 @@ def test_the_baseline_of_a_start_from_another_run_is_searched_for(store_recipe, 
     assert predict(again)["baselines"]["ials"]["settings"] == chosen["ials"]
 
 
+def test_a_head_that_is_not_tied_to_the_words_is_copied_too(store_recipe, store_frame, vary):
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    backbone = {"config": {"model_type": "llama", **sizes}, "train": "full"}
+    recipe = vary(store_recipe, backbone=backbone)
+    first = trained(recipe, store_frame)
+    run = start_from(recipe, store_frame, first.folder, vary)
+    head = weights(run, "pretrain")["model.word_head"]
+    assert torch.equal(head, weights(first, "model")["model.word_head"])
+
+
 def test_going_on_keeps_a_pretraining_that_is_finished(store_recipe, store_run, store_frame, vary):
     recipe = vary(store_recipe, name="next", data={"split": "given"}, pretrain={"epochs": 1})
     frame = split_as(store_frame, store_run.folder)

@@ -466,10 +466,20 @@ def base_tokenizer(interactions: Interactions, recipe: Recipe) -> tuple[PreTrain
 
 
 def num_backbone_words(recipe: Recipe, base: PreTrainedTokenizerFast) -> int:
-    """N: the backbone's vocabulary, which may be padded beyond its tokenizer's."""
+    """N: the backbone's vocabulary, which may be padded beyond its tokenizer's.
+
+    Raises:
+        InputError: if the tokenizer has words that the backbone has no embedding of.
+    """
     if recipe.backbone.name is None:
         return len(base)
-    return max(len(base), load_from_backbone(AutoConfig, recipe).get_text_config().vocab_size)
+    num_words = int(load_from_backbone(AutoConfig, recipe).get_text_config().vocab_size)
+    if len(base) > num_words:
+        raise InputError(
+            f"backbone.name: the tokenizer of {recipe.backbone.name} has {len(base)} words, its model embeddings of {num_words}; "
+            "take the added ones out of the tokenizer, or resize the model"
+        )
+    return num_words
 
 
 def load_from_backbone(auto_class: Any, recipe: Recipe) -> Any:

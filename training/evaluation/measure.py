@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import HFValidationError
@@ -290,15 +291,17 @@ def hub_name(name: str | None) -> str | None:
     return name
 
 
-def training_record(run: Run, seconds: float) -> dict[str, Any]:
-    """Time, memory, epochs, versions and machine: what the run cost and what its figures depend on."""
+def training_record(run: Run, seconds: float, device: torch.device) -> dict[str, Any]:
+    """Time, memory, epochs, versions and machine: what the run cost and what its figures depend on; and what it started from."""
+    started = json.loads(run.start.read_text(encoding="utf-8"))["init_from"] if run.start.is_file() else None
     costs = run.stage_costs() | {"predict": {"seconds": seconds, "peak_memory_bytes": peak_memory_bytes()}}
     return {
         "seconds": sum(cost["seconds"] for cost in costs.values()),
         "peak_memory_bytes": max(int(cost["peak_memory_bytes"]) for cost in costs.values()),
         "stages": {stage: cost | {"epochs": run.epochs(stage)} for stage, cost in costs.items()},
         "versions": versions(),
-        "hardware": hardware(),
+        "hardware": hardware(device),
+        "started_from": None if started is None else Path(started).name,
     }
 
 

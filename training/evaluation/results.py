@@ -20,9 +20,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
 
 
-def hardware() -> dict[str, Any]:
-    """The kind of machine, as far as it bears on time and memory."""
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+def hardware(device: torch.device | None = None) -> dict[str, Any]:
+    """The kind of machine, as far as it bears on time and memory of what ran on `device`, its GPU's by default."""
+    uses_gpu = torch.cuda.is_available() and (device is None or device.type == "cuda")
+    accelerator = torch.cuda.get_device_name() if uses_gpu else None
     return {
         "machine": platform.machine(),
         "cpu_threads": torch.get_num_threads(),

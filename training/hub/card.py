@@ -160,7 +160,8 @@ def eval_results(
     protocol = {
         "split": recipe.data.split,
         "candidates": "the whole catalogue without the user's training and validation items",
-        "prompt": "the user's training items" + (" and user token" if user_embeddings else ""),
+        "prompt": "the user's training items"
+        + (" and user token" if user_embeddings and recipe.method.user_token_dropout < 1 else ""),
         "users": found["num_users"],
         "items": counts["items"],
         "held_out": counts["test"],

@@ -50,6 +50,7 @@ WRITTEN_BY_PREDICT = ("README.md", "results.json", "pictures/curves.png", "pictu
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 INDEX = "model.safetensors.index.json"
 USERS = "users.jsonl"
+CHAT_TEMPLATE = "chat_template.jinja"  # of a backbone that is made for conversation
 REPO = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # of a dataset with @revision
 
 
@@ -125,6 +126,8 @@ def model_files(folder: Path) -> dict[str, Path]:
         )
     weights = sorted(path.name for path in folder.iterdir() if WEIGHTS.fullmatch(path.name))
     names = [*WRITTEN_BY_TRAINING, *weights, *WRITTEN_BY_PREDICT]
+    if (folder / CHAT_TEMPLATE).is_file():
+        names.append(CHAT_TEMPLATE)
     if folder_recipe(folder).data.publish_users:
         names.append(USERS)
     for name in names:

@@ -24,7 +24,7 @@ from training.data.corpora import open_corpora
 from training.files import is_disk_full, unwritable
 from training.hub.card import card_text
 from training.hub.dataset import recipe_for_dataset, write_dataset_folder
-from training.hub.folder import TEXT_ENCODER, USERS, folder_recipe, model_files, public_source
+from training.hub.folder import CHAT_TEMPLATE, TEXT_ENCODER, USERS, folder_recipe, model_files, public_source
 from training.hub.people import without_user_embeddings
 from training.hub.repo import (
     MAIN,
@@ -55,6 +55,7 @@ OWNED: dict[RepoType, tuple[str, ...]] = {
         "pictures/*.png",
         "*_cllm4rec.py",
         "handler.py",
+        CHAT_TEMPLATE,
         f"{TEXT_ENCODER}/*",
     ),
     "dataset": ("*.parquet",),

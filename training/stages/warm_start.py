@@ -62,6 +62,8 @@ def start_from_run(model: CLLM4RecForRecommendation, corpora: Corpora, folder: P
         places[0][:] = -1
     model.model.backbone.load_state_dict(other.model.backbone.state_dict())
     with torch.no_grad():
+        if model.model.word_head is not None and other.model.word_head is not None:
+            model.model.word_head.copy_(other.model.word_head)
         # Without a content tower here, both names mean the collaborative tables.
         for tower in ("collaborative", "content") if model.config.content_tower else ("collaborative",):
             for found, table, source in zip(places, model.model.tables(tower), other.model.tables(tower), strict=True):

@@ -69,3 +69,9 @@ def test_the_machine_is_named_and_fits_into_json():
     assert found["cpu_threads"] == torch.get_num_threads()
     assert (found["accelerator"] is None) is not torch.cuda.is_available()
     assert found["bf16"] is computes_in_bf16("cuda" if found["accelerator"] else "cpu")
+
+
+def test_a_gpu_that_was_not_used_is_not_named(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    assert hardware(torch.device("cpu"))["accelerator"] is None

@@ -347,6 +347,37 @@ def test_the_published_epoch_is_bold(results, recipe):
     assert f"\n| **{best['epoch']}** | **{best['recommendation_loss']:.3f}** |" in card
 
 
+def test_the_page_of_a_model_for_what_comes_next_says_no_more_than_is_so(results, recipe):
+    method = replace(
+        recipe.method, targets="next", history_order="chronological", readout="last", user_token_dropout=1.0
+    )
+    results["model"]["parts"] = {
+        name: size for name, size in results["model"]["parts"].items() if name != "user_offsets"
+    }
+    card = card_text(results, replace(recipe, method=method), repo_id="me/store")
+    assert "it learns which item comes next, at each item of a history in order of time (fine-tuning)" in card
+    assert "items that were held out of a history" not in card
+    assert "and user token" not in card
+    assert "can ask the model for what it would recommend to each" not in card
+    assert "can ask the model for what it would recommend to each" in card_text(results, recipe, repo_id="me/store")
+
+
+def test_the_page_of_a_start_from_another_run_says_so(results, recipe):
+    results["started_from"], recipe = "shop", say(recipe, path="shop.csv")
+    card = card_text(results, recipe, repo_id="me/store")
+    assert "It starts from the embeddings of an earlier model, <code>shop</code>" in card
+    assert "learn in turn" in card
+    assert re.search(
+        "pretrain.py --config .*recipe.yaml --init-from shop\n.*finetune.py --config .*recipe.yaml\n", card
+    )
+    results["stages"]["pretrain"]["epochs"] = []
+    card = card_text(results, recipe, repo_id="me/store")
+    assert "There was no pretraining. Then the recommendation head learns" in card
+    assert "learn in turn" not in card
+    assert "training/pretrain.py" not in card
+    assert re.search("finetune.py --config .*recipe.yaml --init-from shop\n", card)
+
+
 def test_departures_are_from_the_published_method():
     assert departures(load_recipe("sample", "paper")) == []
     found = {name: (here, there) for name, here, there in departures(load_recipe("sample"))}

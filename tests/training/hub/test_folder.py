@@ -44,6 +44,13 @@ def test_a_path_in_the_checkout_is_published_only_where_a_ready_made_recipe_name
     assert public_path("data/ml-100k") == "data/ml-100k"
 
 
+def test_the_chat_template_of_a_backbone_goes_with_the_model(store_copy):
+    folder = Run.of(store_copy).model
+    assert "chat_template.jinja" not in model_files(folder)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert model_files(folder)["chat_template.jinja"] == folder / "chat_template.jinja"
+
+
 def test_a_dataset_keeps_its_revision():
     for name in ("me/data@v1", "me/data@feature/x"):
         assert public_path(name, may_be_repo=True) == name
