@@ -1,9 +1,13 @@
 """The benchmarks that need a trained run, on the quickstart's, with a catalogue that is hardly larger."""
 
+import pytest
+
 from benchmarks.push_and_load import enlarge
 from benchmarks.serving import opening_claims, request_claims
 from benchmarks.vectors import NOISE, PROBES, measure
 from training.export import export
+
+pytestmark = pytest.mark.slow
 
 
 def test_serving_is_measured_on_the_default_recipes_model(quickstart, tmp_path):
@@ -26,6 +30,7 @@ def test_serving_is_measured_on_the_default_recipes_model(quickstart, tmp_path):
 
 
 def test_an_index_is_measured_on_the_default_recipes_vectors(quickstart, tmp_path):
+    pytest.importorskip("faiss")  # an extra of the benchmarks
     vectors = export(quickstart[0], tmp_path / "vectors", progress=False)
     (recall,) = measure(vectors, "sample", None, NOISE, PROBES)
     assert 0.8 < recall.ratio <= 1
