@@ -746,7 +746,8 @@ def test_an_explanation_is_without_dropout_in_training_mode_too(changing):
     assert changing.model.training
 
 
-def test_where_the_weights_cannot_be_written_the_folder_stays_what_it_was(well_read, tmp_path, monkeypatch):
+@pytest.mark.parametrize("at", ["the beginning", "the weights, when the configuration is written"])
+def test_where_the_model_cannot_be_written_its_folder_stays_what_it_was(well_read, tmp_path, monkeypatch, at):
     folder = shutil.copytree(well_read, tmp_path / "model")
     rec = pipeline("recommendation", model=str(folder), trust_remote_code=True)
     before = rec({"history": [ITEMS[0]]})
@@ -755,22 +756,10 @@ def test_where_the_weights_cannot_be_written_the_folder_stays_what_it_was(well_r
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
-    with pytest.raises(OSError, match="No space left"):
-        rec.save_pretrained(folder)
-    assert pipeline("recommendation", model=str(folder), trust_remote_code=True)({"history": [ITEMS[0]]}) == before
-
-
-def test_where_the_model_cannot_be_written_its_items_stay_those_that_fit_it(well_read, tmp_path, monkeypatch):
-    folder = shutil.copytree(well_read, tmp_path / "model")
-    rec = pipeline("recommendation", model=str(folder), trust_remote_code=True)
-    before = rec({"history": [ITEMS[0]]})
-    rec.add_items([{"id": "new", "text": TEXTS[0]}])
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(rec.model, "save_pretrained", full)
+    if at == "the beginning":
+        monkeypatch.setattr(rec.model, "save_pretrained", full)
+    else:
+        monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
     with pytest.raises(OSError, match="No space left"):
         rec.save_pretrained(folder)
     assert pipeline("recommendation", model=str(folder), trust_remote_code=True)({"history": [ITEMS[0]]}) == before
