@@ -83,7 +83,13 @@ class RecommendationPipeline(Pipeline):
             raise ValueError(f"no items.jsonl beside the model {model.name_or_path!r}; give items=path")
         users_file = Path(users) if users else None if items else file_beside(model, "users.jsonl")
         self._records = CatalogueRecords(model, items_file, users_file, publishes_users=users is None)
-        super().__init__(model, *args, **kwargs)
+        # By their raw ids, since what is given here outlives changes of the catalogue.
+        self._restricted_to = {
+            name: list(kwargs[name]) if isinstance(kwargs[name], Iterator) else kwargs[name]
+            for name in RESTRICTIONS
+            if kwargs.get(name) is not None
+        }
+        super().__init__(model, *args, **kwargs | self._restricted_to)
         if getattr(model, "tokenizer", None) is None:
             model.tokenizer = self.tokenizer  # opened already
 
@@ -133,17 +139,15 @@ class RecommendationPipeline(Pipeline):
             raise ValueError(f"top_k is {top_k!r}; it is a number of items, at least 1")
         if not isinstance(exclude_seen, bool):
             raise ValueError(f"exclude_seen is {exclude_seen!r}; it is True or False")
-        for name in RESTRICTIONS:
-            if isinstance(parameters.get(name), Iterator):
-                parameters[name] = list(parameters[name])
         if parameters.get("candidates") is not None:
             indices, strangers = self.records.find_items(parameters["candidates"], "candidates")
             if strangers:
                 raise ValueError(f"candidates that are not in the catalogue: {listed(strangers)}")
             if not indices:
                 raise ValueError("candidates is empty, so nothing could be recommended; leave it out for all items")
+            parameters["candidates"] = indices
         if parameters.get("exclude") is not None:
-            self.records.find_items(parameters["exclude"], "exclude")
+            parameters["exclude"], _ = self.records.find_items(parameters["exclude"], "exclude")
         return {}, parameters, {}
 
     def preprocess(self, person: Any) -> dict[str, tuple[int | None, tuple[int, ...], tuple[int, ...], Any]]:
@@ -177,10 +181,6 @@ class RecommendationPipeline(Pipeline):
     def _forward(self, inputs: dict[str, Any], top_k: int = 10, **options: Any) -> dict[str, Any]:
         people = inputs["person"] if isinstance(inputs["person"], list) else [inputs["person"]]
         users, histories, seen, texts = zip(*people, strict=True)
-        for name in RESTRICTIONS:
-            if options.get(name) is not None:
-                # Here, since what was given at opening outlives changes of the catalogue.
-                options[name], _ = self.records.find_items(options[name], name)
         ranked = self.model.recommend(histories, users, texts, seen=seen, k=top_k, **options)
         return {"items": ranked.items, "scores": ranked.scores}
 
@@ -295,7 +295,7 @@ class RecommendationPipeline(Pipeline):
         Raises:
             ValueError: naming what is missing or there already, before anything is changed.
         """
-        with self._tokenizer_following():
+        with self._following():
             self.records.add_items(items)
 
     def add_users(self, users: Iterable[Mapping[str, Any]]) -> None:
@@ -310,7 +310,7 @@ class RecommendationPipeline(Pipeline):
         Raises:
             ValueError: naming what is missing or there already, before anything is changed; or that the model has no users.jsonl.
         """
-        with self._tokenizer_following():
+        with self._following():
             self.records.add_users(users)
 
     def remove_items(self, items: Iterable[Any]) -> None:
@@ -322,7 +322,7 @@ class RecommendationPipeline(Pipeline):
         Raises:
             ValueError: naming what is not in the catalogue, before anything is changed.
         """
-        with self._tokenizer_following():
+        with self._following():
             self.records.remove_items(items)
 
     def remove_users(self, users: Iterable[Any]) -> None:
@@ -336,12 +336,12 @@ class RecommendationPipeline(Pipeline):
         Raises:
             ValueError: naming who is unknown, before anything is changed; or that the model has no users.jsonl.
         """
-        with self._tokenizer_following():
+        with self._following():
             self.records.remove_users(users)
 
     @contextmanager
-    def _tokenizer_following(self) -> Iterator[None]:
-        """Let the tokenizer follow the change of the catalogue in the block.
+    def _following(self) -> Iterator[None]:
+        """Let the tokenizer, and the restrictions that the pipeline was opened with, follow the change of the catalogue in the block.
 
         Raises:
             ValueError: if it cannot, before anything is changed.
@@ -349,6 +349,8 @@ class RecommendationPipeline(Pipeline):
         if self.tokenizer is not None:
             counts_of(self.tokenizer)
         yield
+        for name, raw_ids in self._restricted_to.items():
+            self._forward_params[name], _ = self.records.find_items(raw_ids, name)
         config = self.model.config
         if self.tokenizer is not None:
             self.tokenizer = resize_id_words(self.tokenizer, num_users=config.num_users, num_items=config.num_items)

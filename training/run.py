@@ -108,27 +108,26 @@ class Run:
         Raises:
             InputError: saying with which `--init-from` it has to be run.
         """
-        if resume and init_from is None and self.start.is_file():
-            begun = json.loads(self.start.read_text("utf-8"))["init_from"]
+        begun = self.started_from
+        if resume and init_from is None and begun is not None:
             raise InputError(
                 f"{self.folder} started from {begun}; go on as it was begun, with training/pretrain.py or training/finetune.py and "
                 f"--init-from {begun}, or start anew with --overwrite"
             )
-        if resume and init_from is not None and self.is_begun("pretrain"):
-            begun = json.loads(self.start.read_text("utf-8"))["init_from"] if self.start.is_file() else None
-            if begun is None or (Path(begun).exists() and Path(begun).resolve() != Path(init_from).resolve()):
-                raise InputError(
-                    f"{self.folder} did not start from {init_from}; go on without it{f', with --init-from {begun}' if begun else ''}, or "
-                    "start anew with --overwrite"
-                )
+        elsewhere = begun is None or (Path(begun).exists() and Path(begun).resolve() != Path(init_from or "").resolve())
+        if resume and init_from is not None and self.is_begun("pretrain") and elsewhere:
+            raise InputError(
+                f"{self.folder} did not start from {init_from}; go on without it{f', with --init-from {begun}' if begun else ''}, or "
+                "start anew with --overwrite"
+            )
         chosen = self.chosen()
-        theirs = None if chosen is None or not chosen.start.is_file() else json.loads(chosen.start.read_text("utf-8"))
-        given, wanted = (path if path is None else Path(path) for path in (init_from, theirs and theirs["init_from"]))
+        theirs = None if chosen is None else chosen.started_from
+        given, wanted = (path if path is None else Path(path) for path in (init_from, theirs))
         same = (given is None) == (wanted is None)
         if given is not None and wanted is not None and wanted.exists():  # it may have been moved since
             same = given.resolve() == wanted.resolve()
         if chosen is not None and not same:
-            remedy = "leave --init-from out" if theirs is None else f"give --init-from {theirs['init_from']}"
+            remedy = "leave --init-from out" if theirs is None else f"give --init-from {theirs}"
             raise InputError(f"refit: it starts as {chosen.folder} did, which it follows; {remedy}")
 
     @property
@@ -145,6 +144,11 @@ class Run:
     def start(self) -> Path:
         """The file that names the run that this one started from, where there is one (`--init-from`)."""
         return self.checkpoints("pretrain") / "start.json"
+
+    @property
+    def started_from(self) -> str | None:
+        """The folder of the run that this one started from, as it was given; None where it was pretrained afresh."""
+        return json.loads(self.start.read_text("utf-8"))["init_from"] if self.start.is_file() else None
 
     @property
     def choices(self) -> Path:

@@ -4,7 +4,6 @@ python training/show_corpus.py --config sample
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -55,9 +54,8 @@ def show_corpus(recipe: Recipe, count: int = 3, epoch: int = 0) -> str:
     else:
         tables = read_tables(recipe.data)
         interactions = build_interactions(tables, recipe.data, recipe.seed, refit=recipe.refit)
-        if run.start.is_file():
-            started = json.loads(run.start.read_text(encoding="utf-8"))["init_from"]
-            interactions = train_on_what_is_known(interactions, Path(started))
+        if run.started_from is not None:
+            interactions = train_on_what_is_known(interactions, Path(run.started_from))
         corpora = build_corpora(interactions, recipe, run.corpora)
     lines = [
         f"{run.corpora}: "

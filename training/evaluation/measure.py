@@ -293,7 +293,6 @@ def hub_name(name: str | None) -> str | None:
 
 def training_record(run: Run, seconds: float, device: torch.device) -> dict[str, Any]:
     """Time, memory, epochs, versions and machine: what the run cost and what its figures depend on; and what it started from."""
-    started = json.loads(run.start.read_text(encoding="utf-8"))["init_from"] if run.start.is_file() else None
     costs = run.stage_costs() | {"predict": {"seconds": seconds, "peak_memory_bytes": peak_memory_bytes()}}
     return {
         "seconds": sum(cost["seconds"] for cost in costs.values()),
@@ -301,7 +300,7 @@ def training_record(run: Run, seconds: float, device: torch.device) -> dict[str,
         "stages": {stage: cost | {"epochs": run.epochs(stage)} for stage, cost in costs.items()},
         "versions": versions(),
         "hardware": hardware(device),
-        "started_from": None if started is None else Path(started).name,
+        "started_from": run.started_from and Path(run.started_from).name,
     }
 
 

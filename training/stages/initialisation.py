@@ -12,8 +12,7 @@ def start_from_factors(base: CLLM4RecModel, teacher: Teacher, std: float) -> Non
     users, items = teacher.factors(width)
     for tower in ("collaborative", "content") if base.config.content_tower else ("collaborative",):
         for table, factors in zip(base.tables(tower), (users, items), strict=True):
-            spread = (
-                float(factors.std()) or float(abs(factors).max()) or 1.0
-            )  # of one user's single factor there is none
+            # One user's single factor does not deviate.
+            spread = float(factors.std()) or float(abs(factors).max()) or 1.0
             start = torch.from_numpy(factors * (std / spread))
             table.weight.data[:, : start.shape[1]] = start.to(table.weight)
