@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import AutoModelForCausalLM, GPT2Config, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, Trainer, TrainingArguments
 
 from modeling_cllm4rec import (
     CLLM4RecConfig,
@@ -180,6 +180,18 @@ def test_lowest_layers_of_a_backbone(backbone_config):
     torch.testing.assert_close(inside(words).last_hidden_state, final_norm(first_layer), atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="3 layers are asked for, but the model has 2"):
         CLLM4RecModel.from_backbone(outside, num_users=1, num_items=1, backbone_layers=3)
+
+
+@pytest.mark.parametrize("model_type", ["phi", "gpt2"])
+def test_a_bias_of_the_backbones_head_is_left_out_and_that_is_said(monkeypatch, model_type):
+    said = []
+    monkeypatch.setattr("modeling_cllm4rec.modeling_cllm4rec.logger.warning", said.append)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    outside = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, vocab_size=50, **sizes))
+    CLLM4RecModel.from_backbone(outside, num_users=1, num_items=1)
+    assert [line.split(":")[0] for line in said] == ["The bias of the backbone's head is left out"] * (
+        model_type == "phi"
+    )
 
 
 @pytest.mark.parametrize("saved", CLASSES)
